@@ -1,0 +1,162 @@
+package cluster
+
+import (
+	"crypto/ed25519"
+	"fmt"
+	"net/netip"
+)
+
+// Command is one request to change the Registry. Exactly one of the pointers
+// is set. Host, Session and Request are stamped by the ledger; Apply refuses a
+// session that is not the host's newest (but for Hello), and answers a Request
+// that it has answered before with the same Result.
+type Command struct {
+	Host    HostID `json:"host"`
+	Session uint64 `json:"session,omitempty"`
+	Request uint64 `json:"request,omitempty"` // increases per host and session
+
+	Found         *Found         `json:"found,omitempty"`
+	Hello         *Hello         `json:"hello,omitempty"`
+	AttachPool    *AttachPool    `json:"attachPool,omitempty"`
+	DetachPool    *DetachPool    `json:"detachPool,omitempty"`
+	SetGateway    *SetGateway    `json:"setGateway,omitempty"`
+	Reserve       *Reserve       `json:"reserve,omitempty"`
+	Grant         *Grant         `json:"grant,omitempty"`
+	GrantExact    *GrantExact    `json:"grantExact,omitempty"`
+	Release       *Release       `json:"release,omitempty"`
+	AttachNetwork *AttachNetwork `json:"attachNetwork,omitempty"`
+	DetachNetwork *DetachNetwork `json:"detachNetwork,omitempty"`
+}
+
+// Found is the first command of a log: it names the cluster.
+type Found struct {
+	Cluster ID `json:"cluster"`
+}
+
+// Hello registers a host, or a new run of it, and opens a new session: the
+// index at which it is applied. A live host of the same Name under another ID
+// is refused with NameTaken.
+type Hello struct {
+	PublicKey ed25519.PublicKey `json:"publicKey"`
+	Nonce     uint64            `json:"nonce"` // drawn at start; tells a repeated Hello from a new one
+	Name      string            `json:"name"`
+	VTEP      netip.Addr        `json:"vtep"`
+	Address   netip.AddrPort    `json:"address"`
+	Machine   Machine           `json:"machine"`
+}
+
+// AttachPool creates a pool, or joins the host to it. A valid Prefix names the
+// pool; otherwise the cluster picks: the pool already called Name for this
+// family, else the first prefix of From, cut to Bits, that overlaps neither a
+// pool of the space nor a prefix of Avoid. Overlap with an unequal pool of the
+// space is refused (Overlap).
+type AttachPool struct {
+	Space  string         `json:"space,omitempty"`
+	Prefix netip.Prefix   `json:"prefix"`
+	Name   string         `json:"name,omitempty"`
+	V6     bool           `json:"v6,omitempty"`
+	From   []netip.Prefix `json:"from,omitempty"`
+	Bits   int            `json:"bits,omitempty"`
+	Avoid  []netip.Prefix `json:"avoid,omitempty"`
+}
+
+// DetachPool takes the host off a pool. The pool itself is dropped when it has
+// no holder, no lease and no network.
+type DetachPool struct {
+	Pool PoolKey `json:"pool"`
+}
+
+// SetGateway fixes the gateway of a pool: Addr, or the first usable address
+// when Addr is zero. The first one wins; another is refused (Contradiction).
+// An address inside a lease of another host is refused (Held).
+type SetGateway struct {
+	Pool PoolKey    `json:"pool"`
+	Addr netip.Addr `json:"addr"`
+}
+
+// Reserve keeps an auxiliary address from ever being given to an endpoint.
+type Reserve struct {
+	Pool PoolKey    `json:"pool"`
+	Addr netip.Addr `json:"addr"`
+}
+
+// Grant leases a free block of a pool to the host: the next free aligned block
+// of at most Want addresses (rounded up to a power of two), inside Range when
+// that is valid, never more than the pool's size / (2 * holders), at least one
+// address. A pool without a free address is refused (Full).
+type Grant struct {
+	Pool  PoolKey      `json:"pool"`
+	Range netip.Prefix `json:"range"`
+	Want  int          `json:"want"`
+}
+
+// GrantExact leases the one address Addr. An address inside a lease of another
+// host is refused (Held), naming the holder.
+type GrantExact struct {
+	Pool PoolKey    `json:"pool"`
+	Addr netip.Addr `json:"addr"`
+}
+
+// Release gives a lease back. A lease that is not the host's is refused
+// (NotHeld); one that does not exist is answered with success.
+type Release struct {
+	Lease uint64 `json:"lease"`
+}
+
+// AttachNetwork creates the network of these pools, or joins the host to it.
+// The first definition wins; one that contradicts it is refused
+// (Contradiction), naming both. A VNI in use by another network is refused.
+type AttachNetwork struct {
+	Pools []PoolKey  `json:"pools"`
+	Def   Definition `json:"definition"`
+}
+
+// DetachNetwork takes the host off a network. The network itself is dropped
+// when no host holds it and no lease of its pools is left.
+type DetachNetwork struct {
+	Network uint32 `json:"network"`
+}
+
+// Result is the answer to a Command: what it made, or why not.
+type Result struct {
+	Index   uint64   `json:"index"`
+	Pool    Pool     `json:"pool,omitzero"`
+	Lease   Lease    `json:"lease,omitzero"`
+	Network Network  `json:"network,omitzero"`
+	Leases  []Lease  `json:"leases,omitempty"` // of Hello: all leases of the host
+	Refused *Refusal `json:"refused,omitempty"`
+}
+
+// Code says why a command was refused, for callers that branch on it.
+type Code string
+
+const (
+	StaleSession  Code = "stale-session"
+	UnknownHost   Code = "unknown-host"
+	Forgotten     Code = "forgotten"
+	NameTaken     Code = "name-taken"
+	UnknownPool   Code = "unknown-pool"
+	UnknownNet    Code = "unknown-network"
+	Overlap       Code = "overlap"
+	Contradiction Code = "contradiction"
+	Held          Code = "held"
+	NotHeld       Code = "not-held"
+	Full          Code = "full"
+	OutOfRange    Code = "out-of-range"
+	Invalid       Code = "invalid"
+)
+
+// Refusal is a command's error: deterministic, the same on every host. Text
+// names the cause and the remedy; Holders lists who is in the way.
+type Refusal struct {
+	Code    Code     `json:"code"`
+	Text    string   `json:"text"`
+	Holders []HostID `json:"holders,omitempty"`
+}
+
+func (r *Refusal) Error() string { return r.Text }
+
+// Refuse makes a Refusal.
+func Refuse(code Code, format string, args ...any) *Refusal {
+	return &Refusal{Code: code, Text: fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,147 @@
+package cluster
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// PoolKey identifies an address pool: one prefix in one address space. The
+// same prefix in another space is another pool.
+type PoolKey struct {
+	Space  string       `json:"space"` // "" is the default space
+	Prefix netip.Prefix `json:"prefix"`
+}
+
+func (k PoolKey) String() string {
+	if k.Space == "" {
+		return k.Prefix.String()
+	}
+	return k.Prefix.String() + " in space " + k.Space
+}
+
+// MarshalText writes "space|prefix", so that a PoolKey may be a JSON map key.
+func (k PoolKey) MarshalText() ([]byte, error) {
+	return []byte(k.Space + "|" + k.Prefix.String()), nil
+}
+
+func (k *PoolKey) UnmarshalText(b []byte) error {
+	space, prefix, _ := strings.Cut(string(b), "|")
+	p, err := netip.ParsePrefix(prefix)
+	*k = PoolKey{Space: space, Prefix: p}
+	return err
+}
+
+// ComparePools orders pools by space, family, address and length.
+func ComparePools(a, b PoolKey) int {
+	return cmp.Or(
+		strings.Compare(a.Space, b.Space),
+		a.Prefix.Addr().Compare(b.Prefix.Addr()),
+		cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()),
+	)
+}
+
+// PoolSet returns the canonical order of pools, the identity of a network.
+func PoolSet(pools []PoolKey) []PoolKey {
+	set := slices.Clone(pools)
+	slices.SortFunc(set, ComparePools)
+	return slices.Compact(set)
+}
+
+// Pool is an address pool as the cluster agreed on it.
+type Pool struct {
+	Key      PoolKey      `json:"key"`
+	Name     string       `json:"name,omitempty"` // of --ipam-opt network=NAME
+	Gateway  netip.Addr   `json:"gateway"`        // zero until the first host asked for one
+	Reserved []netip.Addr `json:"reserved"`       // auxiliary addresses, sorted; never handed to an endpoint
+	Holders  []HostID     `json:"holders"`        // hosts that attached the pool, sorted
+	Cursor   netip.Addr   `json:"cursor"`         // where the next block is looked for (next fit)
+}
+
+// Lease is a block of a pool that one host alone hands out. Blocks are aligned
+// powers of two. There is no time in a lease.
+type Lease struct {
+	ID     uint64       `json:"id"` // log index of the grant
+	Pool   PoolKey      `json:"pool"`
+	Block  netip.Prefix `json:"block"`
+	Holder HostID       `json:"holder"`
+}
+
+// Definition is what the hosts of a network must agree about. An empty field
+// of a request means "whatever the cluster has"; in the Registry all fields
+// are filled, but for MTU, where 0 means computed.
+type Definition struct {
+	Mode     string `json:"mode"`
+	VNI      uint32 `json:"vni,omitempty"`
+	MTU      int    `json:"mtu,omitempty"`
+	ARP      string `json:"arp,omitempty"`
+	BUM      string `json:"bum,omitempty"`
+	Encrypt  string `json:"encrypt,omitempty"`
+	Underlay string `json:"underlay,omitempty"` // "ipv4" or "ipv6"
+}
+
+// Network is a network as the cluster agreed on it. Its identity is its set of
+// pools.
+type Network struct {
+	ID      uint32     `json:"id"`
+	Pools   []PoolKey  `json:"pools"` // canonical order, see PoolSet
+	Def     Definition `json:"definition"`
+	Holders []HostID   `json:"holders"` // hosts that created it, sorted
+	Creator HostID     `json:"creator"` // whose definition won
+}
+
+// Registry is the replicated state at one log index. A Registry that was
+// handed out is never changed again; readers share it without locks.
+type Registry struct {
+	Cluster  ID                 `json:"cluster"`
+	Gen      uint64             `json:"gen"` // raised when the registry is rebuilt
+	Index    uint64             `json:"index"`
+	Hosts    map[HostID]Host    `json:"hosts"`
+	Pools    map[PoolKey]Pool   `json:"pools"`
+	Networks map[uint32]Network `json:"networks"`
+	Leases   map[uint64]Lease   `json:"leases"`
+	NextVNI  uint32             `json:"nextVNI"`
+	NextNet  uint32             `json:"nextNet"`
+	// Requests remembers the newest answer per host, so that a repeated
+	// command is answered, not done again.
+	Requests map[HostID]Answered `json:"requests"`
+}
+
+// Answered is the newest request of a host and what it was told.
+type Answered struct {
+	Request uint64 `json:"request"`
+	Result  Result `json:"result"`
+}
+
+// NetworkOf finds the network with exactly these pools, in any order.
+func (r *Registry) NetworkOf(pools []PoolKey) (Network, bool) {
+	set := PoolSet(pools)
+	for _, n := range r.Networks {
+		if slices.Equal(n.Pools, set) {
+			return n, true
+		}
+	}
+	return Network{}, false
+}
+
+// LeasesOf lists the leases of a pool that a host holds, by block. An empty
+// host means all hosts.
+func (r *Registry) LeasesOf(pool PoolKey, host HostID) []Lease {
+	var out []Lease
+	for _, l := range r.Leases {
+		if l.Pool == pool && (host == "" || l.Holder == host) {
+			out = append(out, l)
+		}
+	}
+	slices.SortFunc(out, func(a, b Lease) int { return a.Block.Addr().Compare(b.Block.Addr()) })
+	return out
+}
+
+// HostName returns the name of a host for people: its name, else its short id.
+func (r *Registry) HostName(id HostID) string {
+	if h, ok := r.Hosts[id]; ok && h.Name != "" {
+		return h.Name
+	}
+	return id.Short()
+}

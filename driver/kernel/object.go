@@ -1,0 +1,274 @@
+package kernel
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/isthmus-net/isthmus/cluster"
+)
+
+// Prefix begins the name of every link that isthmus makes. A restarted plugin
+// with no memory recognises its links by it.
+const Prefix = "is-"
+
+// Kind is the kind of a link.
+type Kind string
+
+const (
+	VXLAN   Kind = "vxlan"
+	Bridge  Kind = "bridge"
+	Macvlan Kind = "macvlan"
+	Veth    Kind = "veth"
+)
+
+// Standing says what Diff may do with a link.
+type Standing uint8
+
+const (
+	// Kept links are created, repaired and pruned.
+	Kept Standing = iota
+	// Adopted links (the host end of a veth pair) are repaired and pruned but
+	// never created by themselves: they come with the end that was handed over.
+	Adopted
+	// HandedOver links (the container's end) belong to Docker once Join made
+	// them. Absence from the host's namespace is their normal state; presence
+	// is normal too, before Docker took them and after it gave them back.
+	HandedOver
+)
+
+// Key identifies an object in the kernel.
+type Key struct {
+	Type string // "link", "fdb", "neigh", "guard"; also the order of creation
+	Dev  string // link name
+	Sub  string // address, or empty
+}
+
+func (k Key) String() string { return strings.TrimSpace(k.Type + " " + k.Dev + " " + k.Sub) }
+
+// Object is one thing in the kernel: Link, FDB, Neigh or Guard. All are
+// comparable, so that Diff is ==.
+type Object interface {
+	Key() Key
+	// String prints the object as the ip, bridge or nft command would show it.
+	String() string
+}
+
+// Link is a network device of ours in the host's namespace. Zero fields that a
+// kind does not have stay zero in a dump as well, so that links compare by ==.
+type Link struct {
+	Name     string
+	Kind     Kind
+	Standing Standing    // not read back from the kernel; ignored in comparison
+	MAC      cluster.MAC // zero: any
+	MTU      int
+	Master   string // bridge that it is a port of
+	Parent   string // of a macvlan: the link below
+	Peer     string // of a veth: the name of the other end, ignored in comparison
+
+	// VXLAN only.
+	VNI   uint32
+	Local netip.Addr // VTEP of this host; its family is the underlay's
+	Port  uint16     // UDP
+	Proxy bool       // answer ARP and ND from the neighbour table, drop what it lacks
+}
+
+// FDB is a permanent forwarding entry of a VXLAN device: frames to MAC go to
+// the VTEP Dst. A zero MAC is one copy of all broadcast, multicast and unknown
+// frames; there may be many of those, one for each Dst.
+type FDB struct {
+	Dev string
+	MAC cluster.MAC
+	Dst netip.Addr
+}
+
+// Neigh is a permanent neighbour entry on a VXLAN device.
+type Neigh struct {
+	Dev string
+	IP  netip.Addr
+	MAC cluster.MAC
+}
+
+// Guard is the firewall's share for one link: one element in our own nftables
+// table, or one accept rule in Docker's.
+type Guard struct {
+	Dev  string
+	Rule GuardRule
+}
+
+// GuardRule says what a Guard does.
+type GuardRule string
+
+const (
+	// DropInput drops all that arrives on Dev and would enter the host's own
+	// stack: table inet isthmus, chain prerouting at priority -310, and table
+	// arp isthmus, chain input, by iifname. For VXLAN devices with macvlan
+	// children, and for their announcer.
+	DropInput GuardRule = "drop-input"
+	// DropBridgeInput does the same for a bridge: table bridge isthmus, chain
+	// input, by meta ibrname. (With br_netfilter on, inet prerouting would
+	// also see, and drop, frames that are only bridged.)
+	DropBridgeInput GuardRule = "drop-bridge-input"
+	// AcceptForward lets frames pass from Dev to Dev where br_netfilter shows
+	// bridged frames to Docker's FORWARD chain with policy DROP: iifname Dev
+	// oifname Dev accept, in DOCKER-USER where it exists, else FORWARD, of
+	// tables ip filter and ip6 filter.
+	AcceptForward GuardRule = "accept-forward"
+)
+
+func (l Link) Key() Key { return Key{"link", l.Name, ""} }
+func (f FDB) Key() Key {
+	if f.MAC.IsZero() {
+		return Key{"fdb", f.Dev, f.MAC.String() + " " + f.Dst.String()}
+	}
+	return Key{"fdb", f.Dev, f.MAC.String()}
+}
+func (n Neigh) Key() Key { return Key{"neigh", n.Dev, n.IP.String()} }
+func (g Guard) Key() Key { return Key{"guard", g.Dev, string(g.Rule)} }
+
+func (l Link) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "link %s type %s", l.Name, l.Kind)
+	if l.Parent != "" {
+		fmt.Fprintf(&b, " link %s", l.Parent)
+	}
+	if l.Kind == VXLAN {
+		fmt.Fprintf(&b, " id %d local %s dstport %d", l.VNI, l.Local, l.Port)
+		if l.Proxy {
+			b.WriteString(" proxy")
+		}
+	}
+	if l.Master != "" {
+		fmt.Fprintf(&b, " master %s", l.Master)
+	}
+	if !l.MAC.IsZero() {
+		fmt.Fprintf(&b, " address %s", l.MAC)
+	}
+	if l.MTU != 0 {
+		fmt.Fprintf(&b, " mtu %d", l.MTU)
+	}
+	switch l.Standing {
+	case Adopted:
+		b.WriteString(" (adopted)")
+	case HandedOver:
+		b.WriteString(" (handed over)")
+	}
+	return b.String()
+}
+func (f FDB) String() string   { return fmt.Sprintf("fdb %s dev %s dst %s", f.MAC, f.Dev, f.Dst) }
+func (n Neigh) String() string { return fmt.Sprintf("neigh %s dev %s lladdr %s", n.IP, n.Dev, n.MAC) }
+func (g Guard) String() string { return fmt.Sprintf("guard %s dev %s", g.Rule, g.Dev) }
+
+// State is a set of objects: what the kernel holds, or what it should hold.
+type State map[Key]Object
+
+// Put adds or replaces objects.
+func (s State) Put(objects ...Object) {
+	for _, o := range objects {
+		s[o.Key()] = o
+	}
+}
+
+// CompareKeys orders keys so that parents come before children: links by
+// kind are ordered in Diff; guards stand before the links they guard.
+func CompareKeys(a, b Key) int {
+	return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Dev, b.Dev), cmp.Compare(a.Sub, b.Sub))
+}
+
+// Handover describes a container's interface completely, so that it can be
+// made in the host's namespace for Docker to take, and made again inside the
+// sandbox when the device below it died.
+type Handover struct {
+	Link    Link   // Macvlan (with Parent), or Veth whose Peer is the host end
+	Host    Link   // of a veth: the host end (Adopted, with Master); else zero
+	Sandbox string // path of the sandbox's network namespace, empty before Join
+	Name    string // its name inside the sandbox, empty while not yet seen there
+	Addrs   []netip.Prefix
+	Routes  []Route
+}
+
+// Below returns the link whose death takes the container's interface with it.
+func (h Handover) Below() string {
+	if h.Link.Kind == Veth {
+		return h.Host.Name
+	}
+	return h.Link.Parent
+}
+
+// Route is a route inside a sandbox. An invalid Via means connected.
+type Route struct {
+	Dst netip.Prefix
+	Via netip.Addr
+}
+
+// Announcement tells one of the host's own containers that an address has
+// another MAC now: a unicast gratuitous ARP reply, or an unsolicited
+// neighbour advertisement with the override flag.
+type Announcement struct {
+	Dev string      // link that it is sent from: the network's announcer, or its bridge
+	To  cluster.MAC // the local container
+	IP  netip.Addr
+	MAC cluster.MAC
+}
+
+// Kernel is the only door to the network stack of a host. The real one is
+// Linux; kerneltest.Fake is the other. Implementations are safe for
+// concurrent use; calls block for netlink only.
+type Kernel interface {
+	// Dump returns the objects that carry our marks, and no other.
+	Dump(ctx context.Context) (State, error)
+	// Do applies operations in order. The present is not added again, the
+	// absent not deleted again: both are success. It tries all, and joins the
+	// errors, each tagged with its key.
+	Do(ctx context.Context, ops []Op) error
+	// Hand makes h's interface in the host's namespace, down, under
+	// h.Link.Name. What stands there under that name already is replaced.
+	Hand(ctx context.Context, h Handover) error
+	// Mend makes h's interface again inside its sandbox, with name, MAC, MTU,
+	// addresses and routes, unless an interface with that MAC is there. It
+	// reports whether it made one. ErrNoSandbox: the sandbox is gone.
+	Mend(ctx context.Context, h Handover) (bool, error)
+	// Observe returns the name that the interface with this MAC has inside
+	// the sandbox; empty when there is none. ErrNoSandbox as above.
+	Observe(ctx context.Context, sandbox string, mac cluster.MAC) (string, error)
+	// Announce sends; it does not wait for anything.
+	Announce(ctx context.Context, a []Announcement) error
+	// Underlay describes the link by which this host reaches the address
+	// (or, for an invalid address, the default route): name, MTU, own address
+	// on it and hardware address.
+	Underlay(ctx context.Context, to netip.Addr) (Underlay, error)
+	// Routes lists the destinations of all unicast routes of the main and
+	// local tables, without the default routes: what a new pool must avoid.
+	Routes(ctx context.Context) ([]netip.Prefix, error)
+	// Watch signals, by a one-slot channel, that something under our marks
+	// may have changed behind our back (link, address, FDB, neighbour or
+	// nftables notifications, or an overrun). It runs until ctx ends.
+	Watch(ctx context.Context, changed chan<- struct{}) error
+}
+
+// Underlay is the link below the tunnels.
+type Underlay struct {
+	Name string
+	MTU  int
+	Addr netip.Addr
+	MAC  string
+}
+
+// Action is what an Op does with its object.
+type Action string
+
+const (
+	Add    Action = "add"
+	Set    Action = "set" // make the existing object equal, without recreating it
+	Remove Action = "del"
+)
+
+// Op is one change of the kernel.
+type Op struct {
+	Action Action
+	Object Object
+}
+
+func (o Op) String() string { return string(o.Action) + " " + o.Object.String() }
