@@ -1,0 +1,43 @@
+// Package driver is what networks mean: it answers Docker's NetworkDriver
+// calls and keeps the kernel as they, the cluster's agreement and the cluster's
+// news together require.
+//
+// # The model
+//
+// Three inputs, one output:
+//
+//	Intent    what Docker said: networks and endpoints (store.go, on disk)
+//	View      what the cluster agreed and what it is heard to hold
+//	Plan      pure: Intent and View in; objects, handovers, records, problems out
+//	loop      Plan, Dump, Diff, Do; then mend, publish, announce (loop.go)
+//
+// No call touches the kernel by itself, except that Join has the kernel make
+// the one interface that Docker will take. Everything else edits Intent and
+// waits for a pass of the loop that includes the edit (Sync). A restart, a
+// crash between any two steps, a device deleted by hand and a remote endpoint
+// that appears are therefore all the same path.
+//
+// The identity of a network is its set of pools. Several Docker networks with
+// the same pools on one host share one cluster network, one VNI and so one set
+// of kernel objects; these are gone with the last of them.
+//
+// # Modes
+//
+// A mode is one file: a name, the options that belong to it, and a pure plan.
+// The registry is the slice literal in mode.go.
+//
+// # Traps
+//
+//   - A macvlan child moves into the container; its absence from the host's
+//     namespace is normal. Only the death of the device below it makes it
+//     necessary to make it again (mend.go), and engines up to 27 call Join
+//     before the sandbox exists, so "no sandbox" may mean "not yet".
+//   - A host's own endpoints are never neighbours or forwarding entries of its
+//     own device: duplicate address detection would fail.
+//   - Nothing remote-derived is removed before the news have settled: a plugin
+//     that just started knows of no remote endpoint, and the kernel still does.
+//   - Link changes flush neighbours, permanent ones too: a pass that changed a
+//     link looks again before it ends.
+//   - The definition of a network is kept with the intent: the data path needs
+//     neither the ledger nor its local copy.
+package driver
