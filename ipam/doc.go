@@ -1,0 +1,3 @@
+// Package ipam answers Docker's IpamDriver calls from blocks of addresses that
+// this host alone hands out.
+package ipam
