@@ -3,6 +3,7 @@ package kernel
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -10,9 +11,14 @@ import (
 	"github.com/isthmus-net/isthmus/cluster"
 )
 
-// Prefix begins the name of every link that isthmus makes. A restarted plugin
-// with no memory recognises its links by it.
-const Prefix = "is-"
+// Prefix begins the name of every link that isthmus makes, and Group is its
+// link group (the bytes "is"; the kernel sets it in the act of creation). A
+// restarted plugin with no memory recognises its links by both together, so
+// that a user's own link that happens to be called is-something is not touched.
+const (
+	Prefix = "is-"
+	Group  = 0x6973
+)
 
 // Kind is the kind of a link.
 type Kind string
@@ -67,6 +73,7 @@ type Link struct {
 	Master   string // bridge that it is a port of
 	Parent   string // of a macvlan: the link below
 	Peer     string // of a veth: the name of the other end, ignored in comparison
+	Down     bool   // administratively down; nobody wants that, so Diff sets it up
 
 	// VXLAN only.
 	VNI   uint32
@@ -94,8 +101,11 @@ type Neigh struct {
 // Guard is the firewall's share for one link: one element in our own nftables
 // table, or one accept rule in Docker's.
 type Guard struct {
-	Dev  string
+	Dev  string // empty in a dump: a table of ours that guards nothing
 	Rule GuardRule
+	// Broken says, in a dump, that only a part of it is there (somebody flushed
+	// a chain). Nobody wants that, so Diff sets it right.
+	Broken bool
 }
 
 // GuardRule says what a Guard does.
@@ -107,9 +117,10 @@ const (
 	// arp isthmus, chain input, by iifname. For VXLAN devices with macvlan
 	// children, and for their announcer.
 	DropInput GuardRule = "drop-input"
-	// DropBridgeInput does the same for a bridge: table bridge isthmus, chain
-	// input, by meta ibrname. (With br_netfilter on, inet prerouting would
-	// also see, and drop, frames that are only bridged.)
+	// DropBridgeInput does the same for a bridge: table inet isthmus, chains
+	// input and forward, and table arp isthmus, by iifname. Not in prerouting:
+	// with br_netfilter on, that also sees frames that are only bridged. Not by
+	// meta ibrname in a bridge table: kernels lack it.
 	DropBridgeInput GuardRule = "drop-bridge-input"
 	// AcceptForward lets frames pass from Dev to Dev where br_netfilter shows
 	// bridged frames to Docker's FORWARD chain with policy DROP: iifname Dev
@@ -155,11 +166,19 @@ func (l Link) String() string {
 	case HandedOver:
 		b.WriteString(" (handed over)")
 	}
+	if l.Down {
+		b.WriteString(" down")
+	}
 	return b.String()
 }
 func (f FDB) String() string   { return fmt.Sprintf("fdb %s dev %s dst %s", f.MAC, f.Dev, f.Dst) }
 func (n Neigh) String() string { return fmt.Sprintf("neigh %s dev %s lladdr %s", n.IP, n.Dev, n.MAC) }
-func (g Guard) String() string { return fmt.Sprintf("guard %s dev %s", g.Rule, g.Dev) }
+func (g Guard) String() string {
+	if g.Broken {
+		return fmt.Sprintf("guard %s dev %s broken", g.Rule, g.Dev)
+	}
+	return fmt.Sprintf("guard %s dev %s", g.Rule, g.Dev)
+}
 
 // State is a set of objects: what the kernel holds, or what it should hold.
 type State map[Key]Object
@@ -212,6 +231,10 @@ type Announcement struct {
 	IP  netip.Addr
 	MAC cluster.MAC
 }
+
+// ErrNoSandbox says that the path of a sandbox is not, or is no longer, a
+// mounted network namespace.
+var ErrNoSandbox = errors.New("sandbox is gone")
 
 // Kernel is the only door to the network stack of a host. The real one is
 // Linux; kerneltest.Fake is the other. Implementations are safe for
