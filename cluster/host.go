@@ -45,6 +45,7 @@ type Host struct {
 	Name      string            `json:"name"`
 	PublicKey ed25519.PublicKey `json:"publicKey"`
 	Session   uint64            `json:"session"` // log index of its newest Hello; commands of older sessions are refused
+	Nonce     uint64            `json:"nonce"`   // of that Hello
 	VTEP      netip.Addr        `json:"vtep"`
 	Address   netip.AddrPort    `json:"address"` // where its gossip, records, raft and RPC are served
 	Machine   Machine           `json:"machine"`
