@@ -1,0 +1,241 @@
+package ledgertest
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/ledger/rules"
+)
+
+// ErrUnreachable is what Propose returns while a host is cut off.
+var ErrUnreachable = errors.New("reach the voter: cut off; new networks and blocks wait until it returns")
+
+// ErrLost is what Propose returns when the answer to a command that was done
+// got lost.
+var ErrLost = errors.New("reach the voter: the answer was lost; new networks and blocks wait until it returns")
+
+// TB is the part of testing.TB, and of rapid.T, that is used.
+type TB interface {
+	Helper()
+	Fatalf(format string, args ...any)
+}
+
+// Cluster is the log that the hosts share. Safe for concurrent use.
+type Cluster struct {
+	t     TB
+	mu    sync.Mutex
+	r     *cluster.Registry
+	hosts []*Host
+}
+
+// New founds a cluster without hosts.
+func New(t TB) *Cluster {
+	c := &Cluster{t: t, r: rules.New()}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.apply(cluster.Command{Found: &cluster.Found{Cluster: "00000000c0ffee00"}})
+	return c
+}
+
+// Registry is the newest state.
+func (c *Cluster) Registry() *cluster.Registry {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.r
+}
+
+// Host adds a host, with an identity that follows from its name, and says
+// hello for it. The first one has VTEP 192.0.2.1, the next 192.0.2.2.
+func (c *Cluster) Host(name string) *Host {
+	c.t.Helper()
+	h := c.Stranger(name)
+	if err := h.Hello(); err != nil {
+		c.t.Fatalf("say hello for %s: %v", name, err)
+	}
+	return h
+}
+
+// Stranger adds a host that has not said hello: it proposes nothing and is not
+// Fresh until Hello.
+func (c *Cluster) Stranger(name string) *Host {
+	seed := sha256.Sum256([]byte(name))
+	key := ed25519.NewKeyFromSeed(seed[:])
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	vtep := netip.AddrFrom4([4]byte{192, 0, 2, byte(len(c.hosts) + 1)})
+	h := &Host{
+		c: c, key: key, copy: c.r, reachable: true,
+		id: cluster.HostIDOf(key.Public().(ed25519.PublicKey)),
+		self: cluster.Hello{
+			PublicKey: key.Public().(ed25519.PublicKey), Name: name, VTEP: vtep,
+			Address: netip.AddrPortFrom(vtep, 7950), Machine: cluster.Machine{ID: name},
+		},
+	}
+	c.hosts = append(c.hosts, h)
+	return h
+}
+
+// apply commits a command and tells all hosts in reach. The lock is held.
+func (c *Cluster) apply(cmd cluster.Command) cluster.Result {
+	c.t.Helper()
+	b, err := json.Marshal(cmd)
+	if err != nil {
+		c.t.Fatalf("encode command: %v", err)
+	}
+	var sent cluster.Command
+	if err := json.Unmarshal(b, &sent); err != nil {
+		c.t.Fatalf("decode command %s: %v", b, err)
+	}
+	next, res := rules.Apply(c.r, sent, c.r.Index+1)
+	if err := rules.Check(next); err != nil {
+		c.t.Fatalf("after command %s: %v", b, err)
+	}
+	c.r = next
+	for _, h := range c.hosts {
+		h.catchUp()
+	}
+	return res
+}
+
+// Host is one host's ledger. Safe for concurrent use.
+type Host struct {
+	c    *Cluster
+	id   cluster.HostID
+	key  ed25519.PrivateKey
+	self cluster.Hello
+
+	// All below is guarded by c.mu.
+	copy      *cluster.Registry
+	session   uint64
+	request   uint64
+	nonce     uint64
+	reachable bool
+	lose      int
+	subs      []chan struct{}
+}
+
+// ID is the identity of the host.
+func (h *Host) ID() cluster.HostID { return h.id }
+
+// Key is the private half of its identity.
+func (h *Host) Key() ed25519.PrivateKey { return h.key }
+
+// Propose stamps and does a command. A refusal is returned as a
+// *cluster.Refusal, like the real ledger does.
+func (h *Host) Propose(ctx context.Context, cmd cluster.Command) (cluster.Result, error) {
+	if err := ctx.Err(); err != nil {
+		return cluster.Result{}, fmt.Errorf("reach the voter: %w", err)
+	}
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	cmd.Host, cmd.Session = h.id, h.session
+	h.request++
+	cmd.Request = h.request
+	if why := rules.Validate(cmd); why != nil {
+		return cluster.Result{}, why
+	}
+	if !h.reachable {
+		return cluster.Result{}, ErrUnreachable
+	}
+	res := h.c.apply(cmd)
+	if h.lose > 0 {
+		h.lose--
+		return cluster.Result{}, ErrLost
+	}
+	if res.Refused != nil {
+		return res, res.Refused
+	}
+	return res, nil
+}
+
+// Registry is the host's copy: the newest state, or the one it had when it was
+// cut off.
+func (h *Host) Registry() *cluster.Registry {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	return h.copy
+}
+
+// Fresh reports whether the copy includes the host's own Hello of this run.
+func (h *Host) Fresh() bool {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	return h.session != 0 && h.copy.Hosts[h.id].Session == h.session
+}
+
+// Subscribe returns a channel that is signalled on every change of the copy.
+func (h *Host) Subscribe() <-chan struct{} {
+	ch := make(chan struct{}, 1)
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	h.subs = append(h.subs, ch)
+	return ch
+}
+
+// Hello opens a new session, as the ledger does at each start.
+func (h *Host) Hello() error {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	if !h.reachable {
+		return ErrUnreachable
+	}
+	h.nonce++
+	hello := h.self
+	hello.Nonce = h.nonce
+	res := h.c.apply(cluster.Command{Host: h.id, Hello: &hello})
+	if res.Refused != nil {
+		return res.Refused
+	}
+	h.session = res.Index
+	h.signal()
+	return nil
+}
+
+// Restart ends the session as the end of the process does: until Hello, the
+// host is not Fresh, and its copy is the one it had.
+func (h *Host) Restart() {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	h.session = 0
+	h.subs = nil
+}
+
+// Reach cuts the host off from the log, or joins it again. While cut off its
+// copy does not change.
+func (h *Host) Reach(ok bool) {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	h.reachable = ok
+	h.catchUp()
+}
+
+// LoseAnswers lets the next n commands be done, but their answers be lost.
+func (h *Host) LoseAnswers(n int) {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	h.lose = n
+}
+
+// catchUp is called with the lock held.
+func (h *Host) catchUp() {
+	if h.reachable && h.copy != h.c.r {
+		h.copy = h.c.r
+		h.signal()
+	}
+}
+
+func (h *Host) signal() {
+	for _, ch := range h.subs {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
+}

@@ -1,0 +1,181 @@
+package rules
+
+import (
+	"fmt"
+	"maps"
+	"math/bits"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/isthmus-net/isthmus/cluster"
+)
+
+// Sizes of a block, in addresses, as powers of two.
+const (
+	defaultBlock = 3 // 8 addresses
+	maxBlock     = 6 // 64 addresses
+)
+
+func (d *draft) grant(host cluster.HostID, c cluster.Grant) cluster.Result {
+	p, ok := d.Pools[masked(c.Pool)]
+	if !ok {
+		return unknownPool(c.Pool)
+	}
+	in := p.Key.Prefix
+	if c.Range.IsValid() {
+		in = c.Range.Masked()
+		if in.Bits() < p.Key.Prefix.Bits() || !p.Key.Prefix.Contains(in.Addr()) {
+			return refused(cluster.OutOfRange, "the range %s is not inside pool %s: choose an --ip-range inside of the --subnet", c.Range, p.Key)
+		}
+	}
+	width := in.Addr().BitLen()
+	whole := spanOf(in)
+	var taken []span
+	for _, l := range d.LeasesOf(p.Key, "") {
+		taken = append(taken, spanOf(l.Block))
+	}
+	useless := unusable(p)
+	for k := min(blockSize(p, c.Want), width-in.Bits()); k >= 0; k-- {
+		at, ok := nextFit(whole, p.Cursor, k, taken, useless)
+		if !ok {
+			continue
+		}
+		l := cluster.Lease{ID: d.Index, Pool: p.Key, Block: at.prefix(width, k), Holder: host}
+		d.leases()[l.ID] = l
+		p.Cursor = in.Addr()
+		if next, ok := at.last.plus(number{0, 1}); ok && spanOf(p.Key.Prefix).contains(next) {
+			p.Cursor = next.addr(width)
+		} else {
+			p.Cursor = p.Key.Prefix.Addr()
+		}
+		d.pools()[p.Key] = p
+		return cluster.Result{Pool: p, Lease: l}
+	}
+	return d.full(p, whole, in)
+}
+
+// blockSize turns a wish into a power of two that leaves the other holders of
+// the pool their share.
+func blockSize(p cluster.Pool, want int) int {
+	k := defaultBlock
+	if want > 0 {
+		k = min(bits.Len(uint(want-1)), maxBlock)
+	}
+	size := p.Key.Prefix.Addr().BitLen() - p.Key.Prefix.Bits()
+	share := size - bits.Len(uint(2*max(1, len(p.Holders))-1)) // log2(size / (2 * holders)), rounded down
+	return max(0, min(k, share))
+}
+
+// nextFit finds a free aligned block from the cursor on, and else from the
+// start: a block that was given back is the last to be leased again.
+func nextFit(in span, cursor netip.Addr, k int, taken []span, useless []number) (span, bool) {
+	starts := []number{in.first}
+	if cursor.IsValid() && in.contains(numberOf(cursor)) {
+		starts = []number{numberOf(cursor), in.first}
+	}
+	for _, from := range starts {
+		for {
+			at, ok := in.firstFree(from, k, taken)
+			if !ok {
+				break
+			}
+			if usable(at, k, useless) {
+				return at, true
+			}
+			if from, ok = at.last.plus(number{0, 1}); !ok {
+				break
+			}
+		}
+	}
+	return span{}, false
+}
+
+// usable reports whether a block of 2^k addresses has one for an endpoint.
+func usable(block span, k int, useless []number) bool {
+	n := 0
+	for _, a := range useless {
+		if block.contains(a) {
+			n++
+		}
+	}
+	return k >= 16 || n < 1<<k
+}
+
+// full refuses a grant, counting who holds what in the range asked for.
+func (d *draft) full(p cluster.Pool, in span, asked netip.Prefix) cluster.Result {
+	useless := unusable(p)
+	held := map[cluster.HostID]int{}
+	for _, l := range d.LeasesOf(p.Key, "") {
+		block := spanOf(l.Block)
+		if !in.contains(block.first) && !block.contains(in.first) {
+			continue
+		}
+		n := 1 << (l.Block.Addr().BitLen() - l.Block.Bits())
+		for _, a := range useless {
+			if block.contains(a) {
+				n--
+			}
+		}
+		held[l.Holder] += n
+	}
+	ids := slices.Sorted(maps.Keys(held))
+	var counts []string
+	total := 0
+	for _, id := range ids {
+		counts = append(counts, fmt.Sprintf("%s %d", d.HostName(id), held[id]))
+		total += held[id]
+	}
+	slices.Sort(counts)
+	where := "pool " + p.Key.String()
+	if asked != p.Key.Prefix {
+		where = fmt.Sprintf("range %s of pool %s", asked, p.Key)
+	}
+	if len(counts) == 0 {
+		return refused(cluster.Full, "%s has no address for containers at all: use a larger --subnet or --ip-range", where)
+	}
+	res := refused(cluster.Full, "%s has no free address left: all %d are leased (%s): stop containers there, or use a larger --subnet",
+		where, total, strings.Join(counts, ", "))
+	res.Refused.Holders = ids
+	return res
+}
+
+func (d *draft) grantExact(host cluster.HostID, c cluster.GrantExact) cluster.Result {
+	p, ok := d.Pools[masked(c.Pool)]
+	if !ok {
+		return unknownPool(c.Pool)
+	}
+	if why := d.assignable(p, c.Addr, host); why != nil {
+		return cluster.Result{Refused: why}
+	}
+	l, ok := d.leaseAt(p.Key, c.Addr)
+	if !ok {
+		l = cluster.Lease{ID: d.Index, Pool: p.Key, Block: netip.PrefixFrom(c.Addr, c.Addr.BitLen()), Holder: host}
+		d.leases()[l.ID] = l
+	}
+	return cluster.Result{Pool: p, Lease: l}
+}
+
+func (d *draft) release(host cluster.HostID, c cluster.Release) cluster.Result {
+	l, ok := d.Leases[c.Lease]
+	if !ok {
+		return cluster.Result{}
+	}
+	if l.Holder != host {
+		res := refused(cluster.NotHeld, "the block %s of pool %s belongs to host %s: only that host can give it back", l.Block, l.Pool, d.HostName(l.Holder))
+		res.Refused.Holders = []cluster.HostID{l.Holder}
+		return res
+	}
+	delete(d.leases(), l.ID)
+	d.sweep(l.Pool)
+	return cluster.Result{Lease: l}
+}
+
+func (d *draft) leaseAt(key cluster.PoolKey, a netip.Addr) (cluster.Lease, bool) {
+	for _, l := range d.Leases {
+		if l.Pool == key && l.Block.Contains(a) {
+			return l, true
+		}
+	}
+	return cluster.Lease{}, false
+}
