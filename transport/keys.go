@@ -100,10 +100,10 @@ func (k keys) verify(state tls.ConnectionState) (ed25519.PublicKey, error) {
 	case signedBy(k.authority.Public().(ed25519.PublicKey)):
 		return key, nil
 	case !k.secret:
-		return nil, &fault{OtherKey, "the peer holds a cluster key and this host has none (set CLUSTER_KEY or the key file)"}
+		return nil, &fault{cause: OtherKey, text: "the peer holds a cluster key and this host has none (set CLUSTER_KEY or the key file)"}
 	case signedBy(publicAuthority):
-		return nil, &fault{OtherKey, "the peer has no cluster key and this host has one (set CLUSTER_KEY or the key file there)"}
+		return nil, &fault{cause: OtherKey, text: "the peer has no cluster key and this host has one (set CLUSTER_KEY or the key file there)"}
 	default:
-		return nil, &fault{OtherKey, "the peer holds another cluster key (CLUSTER_KEY or key file differ)"}
+		return nil, &fault{cause: OtherKey, text: "the peer holds another cluster key (CLUSTER_KEY or key file differ)"}
 	}
 }

@@ -33,16 +33,18 @@ type DialError struct {
 func (e *DialError) Error() string { return "dial " + e.Peer.String() + ": " + e.Err.Error() }
 func (e *DialError) Unwrap() error { return e.Err }
 
-// fault is an error with its cause.
+// fault is an error with its cause. Its text stands alone.
 type fault struct {
 	cause Cause
 	text  string
+	err   error // below, where a caller may ask for it
 }
 
 func (f *fault) Error() string { return f.text }
+func (f *fault) Unwrap() error { return f.err }
 
 func errNotIsthmus(detail string) *fault {
-	return &fault{NotIsthmus, "not an isthmus port: " + detail + " (check the port in JOIN, and GOSSIP_PORT on both hosts)"}
+	return &fault{cause: NotIsthmus, text: "not an isthmus port: " + detail + " (check the port in JOIN, and GOSSIP_PORT on both hosts)"}
 }
 
 func causeOf(err error) Cause {
