@@ -1,0 +1,382 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"go.etcd.io/bbolt"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/driver"
+	"github.com/isthmus-net/isthmus/driver/kernel"
+	"github.com/isthmus-net/isthmus/gossip"
+	"github.com/isthmus-net/isthmus/ipam"
+	"github.com/isthmus-net/isthmus/ledger"
+	"github.com/isthmus-net/isthmus/transport"
+)
+
+// Why a node ends although nobody stopped the plugin; another begins.
+var (
+	errMoved = errors.New("the underlay address changed")
+	errReset = errors.New("this host was reset")
+)
+
+// node is all parts of the plugin, plugged together for one underlay address.
+type node struct {
+	cfg    Config
+	id     cluster.HostID
+	kernel kernel.Kernel
+	log    logrus.FieldLogger
+
+	db        *bbolt.DB
+	transport *transport.Transport
+	ledger    *ledger.Ledger
+	gossip    *gossip.Cluster
+	ipam      *ipam.IPAM
+	driver    *driver.Driver
+
+	end chan error // why to end
+
+	mu         sync.Mutex
+	below      kernel.Underlay
+	belowError error // of the newest look
+}
+
+// openNode opens all parts over the state in cfg.State. None of them waits for
+// another host: what is on disk serves at once.
+func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLogger) (n *node, err error) {
+	n = &node{cfg: cfg, kernel: k, log: log, below: u, end: make(chan error, 1)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.close())
+			n = nil
+		}
+	}()
+	key, err := identity(cfg.State)
+	if err != nil {
+		return n, err
+	}
+	n.id = cluster.HostIDOf(key.Public().(ed25519.PublicKey))
+	n.db, err = bbolt.Open(filepath.Join(cfg.State, "state.db"), 0o600, &bbolt.Options{Timeout: time.Second})
+	if errors.Is(err, bbolt.ErrTimeout) {
+		return n, fmt.Errorf("open state in %s: another isthmus uses it; stop that one first", cfg.State)
+	}
+	if err != nil {
+		return n, fmt.Errorf("open state: %w", err)
+	}
+	part := func(name string) logrus.FieldLogger { return log.WithField("part", name) }
+
+	// The transport asks the ledger for the cluster, and the ledger needs the
+	// transport to be opened.
+	var agreed atomic.Pointer[ledger.Ledger]
+	n.transport, err = transport.Listen(transport.Config{
+		Address:  netip.AddrPortFrom(u.Addr, cfg.GossipPort),
+		Secret:   cfg.Secret,
+		Identity: key,
+		Cluster: func() cluster.ID {
+			if l := agreed.Load(); l != nil {
+				return l.ID()
+			}
+			return ""
+		},
+		Log: part("transport"),
+	})
+	if err != nil {
+		return n, err
+	}
+	n.ledger, err = ledger.Open(ledger.Config{
+		Transport: n.transport,
+		DB:        n.db,
+		Dir:       filepath.Join(cfg.State, "raft"),
+		Host:      n.id,
+		Self: cluster.Hello{
+			PublicKey: key.Public().(ed25519.PublicKey),
+			Name:      cfg.Name,
+			VTEP:      u.Addr,
+			Address:   n.transport.Addr(),
+			Machine:   machine(u.MAC),
+		},
+		Join:  cfg.Join,
+		Port:  cfg.GossipPort,
+		Force: cfg.FoundForce,
+		Log:   part("ledger"),
+	})
+	if err != nil {
+		return n, err
+	}
+	agreed.Store(n.ledger)
+	n.gossip, err = gossip.Open(gossip.Config{
+		ID:        n.id,
+		Transport: n.transport,
+		Cluster:   n.ledger.Cluster,
+		Info:      n.info(u),
+		Join:      cfg.Join,
+		Port:      cfg.GossipPort,
+		DB:        n.db,
+		Identity:  key,
+		Log:       part("gossip"),
+	})
+	if err != nil {
+		return n, err
+	}
+	n.ipam, err = ipam.Open(ipam.Config{
+		DB:     n.db,
+		Host:   n.id,
+		Ledger: n.ledger,
+		Routes: k.Routes,
+		Recall: n.recall,
+		// The driver needs the ipam to be opened.
+		Networked: func(p cluster.PoolKey) bool { return n.driver.Networked(p) },
+		Live:      func(p cluster.PoolKey, a netip.Addr) bool { return n.driver.Live(p, a) },
+		WhoHolds:  func(p cluster.PoolKey, a netip.Addr) string { return n.driver.WhoHolds(p, a) },
+		Log:       part("ipam"),
+	})
+	if err != nil {
+		return n, err
+	}
+	n.driver, err = driver.Open(driver.Config{
+		DB:        n.db,
+		Host:      n.id,
+		Kernel:    k,
+		Ledger:    n.ledger,
+		Heard:     n.gossip,
+		Addresses: n.ipam,
+		VTEP:      u.Addr,
+		MTU:       u.MTU,
+		Port:      cfg.VXLANPort,
+		Log:       part("driver"),
+	})
+	if err != nil {
+		return n, err
+	}
+	transport.Handle(n.transport, recallMethod, n.recalled)
+	return n, nil
+}
+
+// info is what this host says of itself.
+func (n *node) info(u kernel.Underlay) cluster.HostInfo {
+	return cluster.HostInfo{Name: n.cfg.Name, VTEP: u.Addr, MTU: u.MTU, Version: version}
+}
+
+// Run runs all parts until ctx ends, one fails, or the node has to be made
+// anew; then it closes them. The kernel's objects stay as they are.
+func (n *node) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for name, run := range map[string]func(context.Context) error{
+		"transport": n.transport.Run,
+		"ledger":    n.ledger.Run,
+		"gossip":    n.gossip.Run,
+		"ipam":      n.ipam.Run,
+		"driver":    n.driver.Run,
+		"underlay":  n.watchUnderlay,
+		"prober":    n.prober().Run,
+		"sweeper":   n.sweep,
+		"addresses": n.feedAddresses,
+		"end": func(ctx context.Context) error {
+			select {
+			case err := <-n.end:
+				return err
+			case <-ctx.Done():
+				return nil
+			}
+		},
+	} {
+		group.Go(func() error {
+			if err := run(ctx); err != nil && !(ctx.Err() != nil && errors.Is(err, context.Canceled)) {
+				return fmt.Errorf("run %s: %w", name, err)
+			}
+			return nil
+		})
+	}
+	return errors.Join(group.Wait(), n.close())
+}
+
+// close gives back what openNode took and no part's Run does.
+func (n *node) close() error {
+	if n.db == nil {
+		return nil
+	}
+	if err := n.db.Close(); err != nil {
+		return fmt.Errorf("close state: %w", err)
+	}
+	return nil
+}
+
+// stop ends the node, for a reason.
+func (n *node) stop(reason error) {
+	select {
+	case n.end <- reason:
+	default:
+	}
+}
+
+func (n *node) prober() *prober {
+	return &prober{
+		path:    n.transport,
+		self:    n.id,
+		members: n.gossip.Members,
+		wake:    n.gossip.Subscribe(),
+		mtu:     func() int { return n.underlay().MTU },
+		report:  n.driver.PathMTU,
+		log:     n.log.WithField("part", "prober"),
+	}
+}
+
+// sweep runs the sweeper, where the user gave the engine's socket.
+func (n *node) sweep(ctx context.Context) error {
+	if !isSocket(n.cfg.DockerSocket) {
+		<-ctx.Done()
+		return nil
+	}
+	s := sweeper{
+		list: engineNetworks(n.cfg.DockerSocket),
+		known: func() []string {
+			var ids []string
+			for _, net := range n.driver.Networks() {
+				ids = append(ids, net.Docker...)
+			}
+			return ids
+		},
+		forget: func(ctx context.Context, id string) error {
+			_, err := n.forget(ctx, ForgetRequest{What: id})
+			return err
+		},
+		log: n.log.WithField("part", "sweeper"),
+	}
+	return s.Run(ctx)
+}
+
+// feedAddresses tells the ledger where gossip hears the hosts: a voter that
+// moved is found again.
+func (n *node) feedAddresses(ctx context.Context) error {
+	changed := n.gossip.Subscribe()
+	for {
+		heard := map[cluster.HostID]netip.AddrPort{}
+		for _, m := range n.gossip.Members() {
+			if m.ID != n.id && m.Address.IsValid() {
+				heard[m.ID] = m.Address
+			}
+		}
+		n.ledger.UpdateAddresses(heard)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+const (
+	underlayEvery = 5 * time.Second
+	// movedTwice: a route that flaps is no new address.
+	movedTwice = 2
+)
+
+// watchUnderlay follows the underlay: a new MTU is passed on, a new address
+// ends the node. While there is no address at all, the node goes on with the
+// one that it had.
+func (n *node) watchUnderlay(ctx context.Context) error {
+	tick := time.NewTicker(underlayEvery)
+	defer tick.Stop()
+	moved := 0
+	for {
+		was := n.underlay()
+		u, err := findUnderlay(ctx, n.kernel, n.cfg.Advertise, was.Addr)
+		n.mu.Lock()
+		n.belowError = err
+		n.mu.Unlock()
+		switch {
+		case err != nil:
+		case u.Addr != was.Addr:
+			if moved++; moved == movedTwice {
+				n.log.WithField("was", was.Addr).WithField("is", u.Addr).Warn("the underlay address changed")
+				return errors.Join(errMoved, storeUnderlay(n.cfg.State, u))
+			}
+		default:
+			moved = 0
+			if u != was {
+				n.setUnderlay(u)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (n *node) setUnderlay(u kernel.Underlay) {
+	n.mu.Lock()
+	n.below = u
+	n.mu.Unlock()
+	n.log.WithField("link", u.Name).WithField("mtu", u.MTU).Info("the underlay link changed")
+	n.gossip.SetInfo(n.info(u))
+	n.driver.SetUnderlay(u.Addr, u.MTU)
+	if err := storeUnderlay(n.cfg.State, u); err != nil {
+		n.log.WithError(err).Warn("the underlay will be looked up at the next start")
+	}
+}
+
+func (n *node) underlay() kernel.Underlay {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.below
+}
+
+func (n *node) underlayProblem() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.belowError
+}
+
+// recallMethod asks another host to give up what it holds of a pool and does
+// not use.
+const recallMethod = "ipam.recall"
+
+type recallRequest struct {
+	Pool cluster.PoolKey `json:"pool"`
+}
+
+func (n *node) recalled(ctx context.Context, _ cluster.HostID, req recallRequest) (struct{}, error) {
+	return struct{}{}, n.ipam.Recalled(ctx, req.Pool)
+}
+
+func (n *node) recall(ctx context.Context, host cluster.HostID, pool cluster.PoolKey) error {
+	h, ok := n.ledger.Registry().Hosts[host]
+	if !ok || !h.Address.IsValid() {
+		return fmt.Errorf("recall %s: host %s has no address", pool, host.Short())
+	}
+	_, err := transport.Call[recallRequest, struct{}](ctx, n.transport, h.Address, recallMethod, recallRequest{Pool: pool})
+	if err != nil {
+		return fmt.Errorf("recall %s from %s: %w", pool, h.Name, err)
+	}
+	return nil
+}
+
+// wipe deletes all state: the host that starts next is a new one. The
+// directory itself may be a mount, and stays.
+func wipe(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("delete state: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("delete state: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/driver"
+	"github.com/isthmus-net/isthmus/ledger"
+)
+
+// table draws rows under a head; without rows it says so.
+func table(w io.Writer, none string, head string, rows [][]string) {
+	if len(rows) == 0 {
+		fmt.Fprintln(w, none)
+		return
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, strings.ReplaceAll(head, " ", "\t"))
+	for _, r := range rows {
+		for i, cell := range r {
+			if cell == "" {
+				r[i] = "-"
+			}
+		}
+		fmt.Fprintln(t, strings.Join(r, "\t"))
+	}
+	t.Flush()
+}
+
+func renderStatus(w io.Writer, s Status) {
+	fmt.Fprintf(w, "isthmus %s on %s", s.Version, s.Name)
+	if s.Host != "" {
+		fmt.Fprintf(w, " (%s)", s.Host.Short())
+	}
+	fmt.Fprintln(w)
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "  %-10s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	encrypted := "encrypted"
+	if !s.Encrypted {
+		encrypted = "NOT encrypted: no key was given"
+	}
+	if s.Ready {
+		id := string(s.Cluster)
+		if id == "" {
+			id = "none yet"
+		}
+		line("cluster", "%s, %s", id, encrypted)
+		line("underlay", "%s on %s, MTU %d, VXLAN port %d", s.Address, s.Underlay.Name, s.Underlay.MTU, s.VXLANPort)
+		line("ledger", "%s", ledgerLine(s.Ledger))
+		line("endpoints", "%d on this host", s.Endpoints)
+		fmt.Fprintln(w)
+		renderMembers(w, s.Members)
+		fmt.Fprintln(w)
+		renderNetworks(w, s.Networks)
+	}
+	fmt.Fprintln(w)
+	if len(s.Problems) == 0 {
+		fmt.Fprintln(w, "All is well.")
+		return
+	}
+	fmt.Fprintln(w, "PROBLEMS")
+	for _, p := range s.Problems {
+		fmt.Fprintln(w, "  - "+p.String())
+	}
+}
+
+func ledgerLine(s ledger.Status) string {
+	if s.Role == ledger.Voter {
+		return fmt.Sprintf("this host keeps it, index %d", s.Index)
+	}
+	var voters []string
+	for _, v := range s.Voters {
+		voters = append(voters, v.Name)
+	}
+	what := "copy"
+	if len(voters) > 0 {
+		what += " of " + strings.Join(voters, ", ")
+	}
+	switch {
+	case s.Role == ledger.Joining:
+		what = "joining"
+	case !s.Reachable:
+		what += ", which does not answer"
+	}
+	return fmt.Sprintf("%s, index %d", what, s.Index)
+}
+
+func renderMembers(w io.Writer, members []cluster.Member) {
+	var rows [][]string
+	for _, m := range members {
+		rows = append(rows, []string{
+			m.Info.Name, m.ID.Short(), string(m.State), sinceText(m.Since), m.Address.String(), fmt.Sprint(m.Info.MTU), m.Info.Version,
+		})
+	}
+	table(w, "No member.", "HOST ID STATE SINCE ADDRESS MTU VERSION", rows)
+}
+
+func sinceText(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format("2006-01-02T15:04:05Z")
+}
+
+func renderNetworks(w io.Writer, networks []driver.NetworkStatus) {
+	var rows [][]string
+	for _, n := range networks {
+		rows = append(rows, []string{
+			poolsText(n.Pools), n.Mode, fmt.Sprint(n.VNI), n.Attach, fmt.Sprint(n.MTU), n.Gateway,
+			strings.Join(n.Hosts, ","), fmt.Sprintf("%d+%d", n.Local, n.Remote), dockerText(n.Docker),
+		})
+	}
+	table(w, "No network.", "NETWORK MODE VNI ATTACH MTU GATEWAY HOSTS HERE+ELSEWHERE DOCKER", rows)
+	for _, n := range networks {
+		for _, p := range n.Problems {
+			fmt.Fprintln(w, "  - "+p.String())
+		}
+	}
+}
+
+func poolsText(pools []cluster.PoolKey) string {
+	var out []string
+	for _, p := range pools {
+		out = append(out, strings.ReplaceAll(p.String(), " in space ", "@"))
+	}
+	return strings.Join(out, ",")
+}
+
+func dockerText(ids []string) string {
+	var out []string
+	for _, id := range ids {
+		out = append(out, id[:min(12, len(id))])
+	}
+	return strings.Join(out, ",")
+}
+
+func renderEndpoints(w io.Writer, endpoints []driver.EndpointStatus) {
+	var rows [][]string
+	for _, e := range endpoints {
+		var addrs []string
+		if e.IPv4.IsValid() {
+			addrs = append(addrs, e.IPv4.String())
+		}
+		if e.IPv6.IsValid() {
+			addrs = append(addrs, e.IPv6.String())
+		}
+		rows = append(rows, []string{
+			strings.Join(addrs, ","), e.MAC.String(), e.Host, e.VTEP.String(), e.State, e.Name, e.Network, e.ID[:min(12, len(e.ID))],
+		})
+	}
+	table(w, "No endpoint.", "ADDRESS MAC HOST VTEP STATE NAME NETWORK ENDPOINT", rows)
+}
+
+func renderPools(w io.Writer, pools []PoolReport) {
+	var rows [][]string
+	for _, p := range pools {
+		gateway := ""
+		if p.Gateway.IsValid() {
+			gateway = p.Gateway.String()
+		}
+		name := poolsText([]cluster.PoolKey{p.Pool})
+		if p.Name != "" {
+			name += " (" + p.Name + ")"
+		}
+		rows = append(rows, []string{name, gateway, strings.Join(p.Hosts, ","), "", "", "", ""})
+		for _, b := range p.Blocks {
+			used, free := "", ""
+			if b.Here {
+				used, free = fmt.Sprint(b.Used), fmt.Sprint(b.Free)
+			}
+			state := "leased"
+			if b.Draining {
+				state = "returning"
+			}
+			rows = append(rows, []string{"", "", b.Host, b.Block.String(), used, free, state})
+		}
+	}
+	table(w, "No address pool.", "POOL GATEWAY HOST BLOCK USED FREE STATE", rows)
+	for _, p := range pools {
+		if p.Problem != "" {
+			fmt.Fprintf(w, "  - pool %s: %s\n", p.Pool, p.Problem)
+		}
+	}
+}
+
+func renderForget(w io.Writer, r ForgetReport) {
+	fmt.Fprintln(w, "Forgotten.")
+	if len(r.Pools) > 0 {
+		fmt.Fprintf(w, "Addresses of %s on this host are free again.\n", poolsText(r.Pools))
+	}
+}
+
+func renderReset(w io.Writer, r ResetReport) {
+	fmt.Fprintln(w, "Reset: this is a new host now.")
+	if len(r.Left) > 0 {
+		fmt.Fprintln(w, "The cluster was not told, and keeps what it held for the old one:")
+		for _, l := range r.Left {
+			fmt.Fprintln(w, "  - "+l)
+		}
+	}
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/driver/kernel"
+	"github.com/isthmus-net/isthmus/ledger"
+)
+
+// reset makes this host a new one: intent and kernel objects go, what the host
+// holds in the cluster is given back as far as the cluster can be reached, and
+// the node ends so that its state is wiped.
+func (n *node) reset(ctx context.Context, req ResetRequest) (ResetReport, error) {
+	if !req.Force {
+		if err := n.mayReset(); err != nil {
+			return ResetReport{}, err
+		}
+	}
+	n.log.Warn("resetting this host")
+	if err := n.driver.Reset(ctx); err != nil {
+		return ResetReport{}, fmt.Errorf("reset: %w", err)
+	}
+	left := n.giveBack(ctx)
+	n.stop(errReset)
+	return ResetReport{Left: left}, nil
+}
+
+// mayReset refuses what would hurt: containers that run, and a cluster that
+// would lose its only voter.
+func (n *node) mayReset() error {
+	if c := n.driver.Status().Endpoints; c > 0 {
+		return fmt.Errorf("reset: %d containers of this host are attached: stop them, or --force to cut them off", c)
+	}
+	if st := n.ledger.Status(); st.Role == ledger.Voter {
+		var others []string
+		for _, h := range n.ledger.Registry().Hosts {
+			if h.ID != n.id && !h.Tombstone && h.Session != 0 {
+				others = append(others, h.Name)
+			}
+		}
+		if len(others) > 0 {
+			slices.Sort(others)
+			return fmt.Errorf("reset: this host is the only voter of a cluster with %s: without it no network can be made there any more; --force if that is meant", strings.Join(others, ", "))
+		}
+	}
+	return nil
+}
+
+// giveBackBound is how long an unreachable cluster may delay a reset.
+const giveBackBound = 5 * time.Second
+
+// giveBack releases what the cluster knows this host to hold, and reports what
+// it could not.
+func (n *node) giveBack(ctx context.Context) []string {
+	ctx, cancel := context.WithTimeout(ctx, giveBackBound)
+	defer cancel()
+	var left []string
+	for _, c := range holdings(n.ledger.Registry(), n.id) {
+		if _, err := n.ledger.Propose(ctx, c); err != nil {
+			left = append(left, err.Error())
+			if ctx.Err() != nil || !errors.As(err, new(*cluster.Refusal)) {
+				break // nobody answers: more of the same would only take longer
+			}
+		}
+	}
+	return left
+}
+
+// holdings are the commands that give back all that a host holds.
+func holdings(r *cluster.Registry, host cluster.HostID) []cluster.Command {
+	var out []cluster.Command
+	for _, net := range r.Networks {
+		if slices.Contains(net.Holders, host) {
+			out = append(out, cluster.Command{DetachNetwork: &cluster.DetachNetwork{Network: net.ID}})
+		}
+	}
+	for _, l := range r.Leases {
+		if l.Holder == host {
+			out = append(out, cluster.Command{Release: &cluster.Release{Lease: l.ID}})
+		}
+	}
+	for key, p := range r.Pools {
+		if slices.Contains(p.Holders, host) {
+			out = append(out, cluster.Command{DetachPool: &cluster.DetachPool{Pool: key}})
+		}
+	}
+	return out
+}
+
+// resetWithout clears a host on which no plugin runs: whatever carries our
+// marks in the kernel, and the state directory.
+func resetWithout(ctx context.Context, k kernel.Kernel, state string) error {
+	have, err := k.Dump(ctx)
+	if err != nil {
+		return fmt.Errorf("reset: %w", err)
+	}
+	if err := k.Do(ctx, kernel.Diff(have, kernel.State{}, kernel.Options{})); err != nil {
+		return fmt.Errorf("reset: %w", err)
+	}
+	return wipe(state)
+}

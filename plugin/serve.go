@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/isthmus-net/isthmus/driver/kernel"
+)
+
+// retryEvery is how soon a node that could not be opened, or failed, is tried
+// again. The socket answers meanwhile, and says why it waits.
+const retryEvery = 2 * time.Second
+
+// serve is the plugin: the socket first, then one node after the other.
+// refused is what is wrong with the settings, if anything: the socket then
+// only says so, because a managed plugin that exits tells its user nothing.
+func serve(ctx context.Context, cfg Config, refused error, openKernel func() (kernel.Kernel, error), log logrus.FieldLogger) error {
+	l, err := listen(cfg.Socket)
+	if err != nil {
+		return err
+	}
+	s := &server{cfg: cfg, gate: newGate(), bound: callBound, log: log}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.Serve(ctx, l) })
+	if refused != nil {
+		s.gate.Shut(&refusedSettings{fmt.Errorf("the settings are refused: %w; then disable, set and enable the plugin", refused)})
+		return group.Wait()
+	}
+	group.Go(func() error { return s.runNodes(ctx, openKernel) })
+	return group.Wait()
+}
+
+// runNodes opens a node, lets calls through to it, and begins anew when it
+// ends, until ctx does.
+func (s *server) runNodes(ctx context.Context, openKernel func() (kernel.Kernel, error)) error {
+	var last string
+	for ctx.Err() == nil {
+		err := s.runNode(ctx, openKernel)
+		switch {
+		case ctx.Err() != nil:
+			if err != nil {
+				s.log.WithError(err).Warn("stopped, but not in order")
+			}
+			return nil
+		case errors.Is(err, errMoved):
+			continue
+		case errors.Is(err, errReset):
+			if err = wipe(s.cfg.State); err == nil {
+				s.log.Info("reset: this is a new host now")
+				continue
+			}
+		}
+		s.gate.Shut(err)
+		if err.Error() != last { // once, although it is tried again and again
+			last = err.Error()
+			s.log.WithError(err).Error("not ready")
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryEvery):
+		}
+	}
+	return nil
+}
+
+func (s *server) runNode(ctx context.Context, openKernel func() (kernel.Kernel, error)) error {
+	if err := os.MkdirAll(s.cfg.State, 0o700); err != nil {
+		return fmt.Errorf("open state: %w", err)
+	}
+	k, err := openKernel()
+	if err != nil {
+		return err
+	}
+	if c, ok := k.(interface{ Close() }); ok {
+		defer c.Close()
+	}
+	last, known := lastUnderlay(s.cfg.State)
+	u, err := findUnderlay(ctx, k, s.cfg.Advertise, last.Addr)
+	switch {
+	case err == nil:
+		err = storeUnderlay(s.cfg.State, u)
+	case known: // networks and containers of this host need not wait for it
+		s.log.WithError(err).Warn("going on with the underlay that was")
+		u, err = last, nil
+	}
+	if err != nil {
+		return err
+	}
+	n, err := openNode(s.cfg, k, u, s.log)
+	if err != nil {
+		return err
+	}
+	s.log.WithFields(logrus.Fields{"host": n.id, "name": s.cfg.Name, "link": u.Name, "address": n.transport.Addr(), "mtu": u.MTU}).Info("ready")
+	s.gate.Open(n)
+	err = n.Run(ctx)
+	s.gate.Shut(errors.New("isthmus is starting again"))
+	return err
+}
