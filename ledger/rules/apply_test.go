@@ -1,0 +1,591 @@
+package rules_test
+
+import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/ledger/rules"
+)
+
+// log drives the rules by hand: it numbers requests and checks every step.
+type log struct {
+	t        *testing.T
+	r        *cluster.Registry
+	sessions map[string]uint64
+	requests map[string]uint64
+}
+
+func newLog(t *testing.T, hosts ...string) *log {
+	l := &log{t: t, r: rules.New(), sessions: map[string]uint64{}, requests: map[string]uint64{}}
+	l.apply(cluster.Command{Found: &cluster.Found{Cluster: "c1"}})
+	for _, name := range hosts {
+		l.hello(name)
+	}
+	return l
+}
+
+func key(name string) ed25519.PublicKey {
+	seed := sha256.Sum256([]byte(name))
+	return ed25519.NewKeyFromSeed(seed[:]).Public().(ed25519.PublicKey)
+}
+
+func id(name string) cluster.HostID { return cluster.HostIDOf(key(name)) }
+
+func hello(name string, nonce uint64) cluster.Command {
+	n := netip.AddrFrom4([4]byte{192, 0, 2, key(name)[0]})
+	return cluster.Command{Host: id(name), Hello: &cluster.Hello{PublicKey: key(name), Nonce: nonce, Name: name, VTEP: n, Address: netip.AddrPortFrom(n, 7950)}}
+}
+
+func (l *log) apply(c cluster.Command) cluster.Result {
+	l.t.Helper()
+	before, _ := json.Marshal(l.r)
+	next, res := rules.Apply(l.r, c, l.r.Index+1)
+	if after, _ := json.Marshal(l.r); string(after) != string(before) {
+		l.t.Fatalf("command %+v changed the registry it was given", c)
+	}
+	if err := rules.Check(next); err != nil {
+		l.t.Fatal(err)
+	}
+	l.r = next
+	return res
+}
+
+func (l *log) hello(name string) {
+	l.t.Helper()
+	l.requests[name]++
+	res := l.apply(hello(name, l.requests[name]))
+	if res.Refused != nil {
+		l.t.Fatal(res.Refused)
+	}
+	l.sessions[name] = res.Index
+}
+
+func (l *log) do(name string, c cluster.Command) cluster.Result {
+	l.t.Helper()
+	l.requests[name]++
+	c.Host, c.Session, c.Request = id(name), l.sessions[name], l.requests[name]
+	return l.apply(c)
+}
+
+func (l *log) must(name string, c cluster.Command) cluster.Result {
+	l.t.Helper()
+	res := l.do(name, c)
+	if res.Refused != nil {
+		l.t.Fatalf("%s was refused: %v", name, res.Refused)
+	}
+	return res
+}
+
+func (l *log) refused(name string, c cluster.Command, code cluster.Code, words ...string) *cluster.Refusal {
+	l.t.Helper()
+	res := l.do(name, c)
+	if res.Refused == nil || res.Refused.Code != code {
+		l.t.Fatalf("%s: got %+v, want a refusal with code %s", name, res, code)
+	}
+	for _, w := range words {
+		if !strings.Contains(res.Refused.Text, w) {
+			l.t.Errorf("%q does not say %q", res.Refused.Text, w)
+		}
+	}
+	return res.Refused
+}
+
+func pool(s string) cluster.PoolKey { return cluster.PoolKey{Prefix: netip.MustParsePrefix(s)} }
+
+func attach(s string) cluster.Command {
+	return cluster.Command{AttachPool: &cluster.AttachPool{Prefix: netip.MustParsePrefix(s)}}
+}
+
+func detach(s string) cluster.Command {
+	return cluster.Command{DetachPool: &cluster.DetachPool{Pool: pool(s)}}
+}
+
+func grant(s string, want int) cluster.Command {
+	return cluster.Command{Grant: &cluster.Grant{Pool: pool(s), Want: want}}
+}
+
+func exact(s, addr string) cluster.Command {
+	return cluster.Command{GrantExact: &cluster.GrantExact{Pool: pool(s), Addr: netip.MustParseAddr(addr)}}
+}
+
+func gateway(s, addr string) cluster.Command {
+	c := cluster.SetGateway{Pool: pool(s)}
+	if addr != "" {
+		c.Addr = netip.MustParseAddr(addr)
+	}
+	return cluster.Command{SetGateway: &c}
+}
+
+func reserve(s, addr string) cluster.Command {
+	return cluster.Command{Reserve: &cluster.Reserve{Pool: pool(s), Addr: netip.MustParseAddr(addr)}}
+}
+
+func release(lease uint64) cluster.Command {
+	return cluster.Command{Release: &cluster.Release{Lease: lease}}
+}
+
+func network(def cluster.Definition, pools ...string) cluster.Command {
+	c := cluster.AttachNetwork{Def: def}
+	for _, p := range pools {
+		c.Pools = append(c.Pools, pool(p))
+	}
+	return cluster.Command{AttachNetwork: &c}
+}
+
+func leave(n uint32) cluster.Command {
+	return cluster.Command{DetachNetwork: &cluster.DetachNetwork{Network: n}}
+}
+
+func TestNothingBeforeFounding(t *testing.T) {
+	r, res := rules.Apply(nil, hello("a", 1), 1)
+	if res.Refused == nil || r.Index != 1 || len(r.Hosts) != 0 {
+		t.Errorf("hello in an unfounded log: %+v", res)
+	}
+	l := newLog(t)
+	if res := l.apply(cluster.Command{Found: &cluster.Found{Cluster: "c1"}}); res.Refused != nil {
+		t.Errorf("the same founding again: %v", res.Refused)
+	}
+	if res := l.apply(cluster.Command{Found: &cluster.Found{Cluster: "c2"}}); res.Refused == nil || l.r.Cluster != "c1" {
+		t.Errorf("another founding: %+v", res)
+	}
+}
+
+func TestHello(t *testing.T) {
+	l := newLog(t, "a")
+	first := l.r.Hosts[id("a")].Session
+
+	again := l.apply(hello("a", 1))
+	if again.Index != first || l.r.Hosts[id("a")].Session != first {
+		t.Errorf("the same nonce opened session %d, want %d", again.Index, first)
+	}
+	lease := l.must("a", attach("10.1.0.0/16")).Pool
+	block := l.must("a", grant("10.1.0.0/16", 8)).Lease
+	next := l.apply(hello("a", 99))
+	if next.Index != l.r.Index || l.r.Hosts[id("a")].Session != l.r.Index {
+		t.Errorf("a new nonce did not open a session: %+v", next)
+	}
+	if !slices.Equal(next.Leases, []cluster.Lease{block}) {
+		t.Errorf("hello lists the leases %v, want %v in %v", next.Leases, block, lease.Key)
+	}
+	l.refused("a", grant("10.1.0.0/16", 8), cluster.StaleSession, "session")
+
+	l.hello("b")
+	forged := hello("b", 5)
+	forged.Host = id("a")
+	if res := l.apply(forged); res.Refused == nil || res.Refused.Code != cluster.Invalid {
+		t.Errorf("a hello under another's id: %+v", res)
+	}
+	thief := hello("c", 1)
+	thief.Hello.Name = "b"
+	if res := l.apply(thief); res.Refused == nil || res.Refused.Code != cluster.NameTaken || !strings.Contains(res.Refused.Text, "NODE_NAME") {
+		t.Errorf("a name taken by another: %+v", res)
+	}
+	if res := l.do("nobody", attach("10.2.0.0/16")); res.Refused == nil || res.Refused.Code != cluster.UnknownHost {
+		t.Errorf("a command without hello: %+v", res)
+	}
+}
+
+func TestReinstalledHostTakesItsNameBack(t *testing.T) {
+	l := newLog(t, "a")
+	l.must("a", attach("10.1.0.0/16"))
+	block := l.must("a", grant("10.1.0.0/16", 8)).Lease
+
+	anew := hello("a2", 1)
+	anew.Hello.Name, anew.Hello.Address = "a", l.r.Hosts[id("a")].Address
+	if res := l.apply(anew); res.Refused != nil || len(res.Leases) != 0 {
+		t.Fatalf("hello of the new identity: %+v", res)
+	}
+	if got := l.r.HostName(id("a2")); got != "a" {
+		t.Errorf("the new identity is called %q", got)
+	}
+	if got := l.r.HostName(id("a")); got != "a-"+id("a").Short() {
+		t.Errorf("the old identity is called %q", got)
+	}
+	if l.r.Leases[block.ID] != block {
+		t.Error("the old identity lost its lease")
+	}
+	l.refused("a", grant("10.1.0.0/16", 8), cluster.StaleSession)
+}
+
+func TestRequestsAreDoneOnce(t *testing.T) {
+	l := newLog(t, "a")
+	l.must("a", attach("10.1.0.0/16"))
+	c := grant("10.1.0.0/16", 8)
+	c.Host, c.Session, c.Request = id("a"), l.sessions["a"], 100
+	first := l.apply(c)
+	again := l.apply(c)
+	if first.Lease != again.Lease || first.Index != again.Index || len(l.r.Leases) != 1 {
+		t.Errorf("repeated: %+v, first %+v", again, first)
+	}
+	c.Request = 99
+	if res := l.apply(c); res.Refused == nil || res.Refused.Code != cluster.StaleSession || len(l.r.Leases) != 1 {
+		t.Errorf("late: %+v", res)
+	}
+	c = exact("10.1.0.0/16", "10.9.9.9")
+	c.Host, c.Session, c.Request = id("a"), l.sessions["a"], 101
+	if no, again := l.apply(c), l.apply(c); no.Refused == nil || again.Refused == nil || no.Refused.Text != again.Refused.Text {
+		t.Errorf("a refusal is not repeated: %+v %+v", no, again)
+	}
+}
+
+func TestPoolsOverlap(t *testing.T) {
+	l := newLog(t, "a", "b", "c")
+	l.must("a", attach("10.1.0.0/16"))
+	l.must("b", attach("10.1.0.0/16"))
+	why := l.refused("c", attach("10.1.5.0/24"), cluster.Overlap, "10.1.0.0/16", "a and b hold", "--subnet")
+	if len(why.Holders) != 2 {
+		t.Errorf("holders %v", why.Holders)
+	}
+	other := attach("10.1.5.0/24")
+	other.AttachPool.Space = "lab"
+	l.must("c", other)
+	l.must("a", detach("10.1.0.0/16"))
+	l.must("b", detach("10.1.0.0/16"))
+	if got := l.must("c", attach("10.1.7.9/24")).Pool.Key; got != pool("10.1.7.0/24") {
+		t.Errorf("attached %v", got)
+	}
+	l.must("c", detach("10.1.200.0/24"))
+}
+
+func TestAnIdlePoolIsNoObstacle(t *testing.T) {
+	l := newLog(t, "a")
+	r := *l.r
+	r.Pools = map[cluster.PoolKey]cluster.Pool{pool("10.1.0.0/16"): {Key: pool("10.1.0.0/16")}}
+	l.r = &r
+	l.must("a", attach("10.1.5.0/24"))
+	if _, ok := l.r.Pools[pool("10.1.0.0/16")]; ok {
+		t.Error("the pool that nobody needs is still there")
+	}
+}
+
+func TestPoolStaysWhileLeased(t *testing.T) {
+	l := newLog(t, "a", "b")
+	l.must("a", attach("10.1.0.0/16"))
+	lease := l.must("a", grant("10.1.0.0/16", 8)).Lease
+	l.must("a", detach("10.1.0.0/16"))
+	why := l.refused("b", attach("10.1.0.0/24"), cluster.Overlap, "a holds")
+	if !slices.Equal(why.Holders, []cluster.HostID{id("a")}) {
+		t.Errorf("holders %v", why.Holders)
+	}
+	l.must("a", release(lease.ID))
+	if len(l.r.Pools) != 0 {
+		t.Error("the pool outlived its last lease")
+	}
+}
+
+func TestAutomaticPools(t *testing.T) {
+	l := newLog(t, "a", "b")
+	auto := func(name string) cluster.Command {
+		return cluster.Command{AttachPool: &cluster.AttachPool{
+			Name: name, Bits: 24, From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/22"), netip.MustParsePrefix("192.168.0.0/24")},
+			Avoid: []netip.Prefix{netip.MustParsePrefix("10.0.1.128/25"), netip.MustParsePrefix("10.0.1.0/24")},
+		}}
+	}
+	for _, want := range []string{"10.0.0.0/24", "10.0.2.0/24", "10.0.3.0/24", "192.168.0.0/24"} {
+		if got := l.must("a", auto("")).Pool.Key; got != pool(want) {
+			t.Errorf("got %v, want %s", got, want)
+		}
+	}
+	l.refused("a", auto(""), cluster.Full, "--subnet")
+	l.must("a", detach("10.0.2.0/24"))
+	shared := l.must("a", auto("web")).Pool
+	if got := l.must("b", auto("web")).Pool; got.Key != shared.Key || len(got.Holders) != 2 {
+		t.Errorf("named: %+v, want %+v", got, shared)
+	}
+	v6 := cluster.Command{AttachPool: &cluster.AttachPool{V6: true, Name: "web", Bits: 64, From: []netip.Prefix{netip.MustParsePrefix("fd00::/8")}}}
+	if got := l.must("a", v6).Pool.Key; got != pool("fd00::/64") {
+		t.Errorf("v6: %v", got)
+	}
+	v6.AttachPool.Name = ""
+	if got := l.must("a", v6).Pool.Key; got != pool("fd00:0:0:1::/64") {
+		t.Errorf("v6: %v", got)
+	}
+}
+
+func TestNamedPoolWithSubnet(t *testing.T) {
+	l := newLog(t, "a", "b")
+	named := func(s string) cluster.Command {
+		c := attach(s)
+		c.AttachPool.Name = "web"
+		return c
+	}
+	l.must("a", named("10.1.0.0/16"))
+	l.must("a", named("10.2.0.0/16")) // a second subnet of the same network
+	why := l.refused("b", named("10.3.0.0/16"), cluster.Contradiction, "web", "10.1.0.0/16", "--subnet")
+	if !slices.Equal(why.Holders, []cluster.HostID{id("a")}) {
+		t.Errorf("holders %v", why.Holders)
+	}
+}
+
+func TestGateway(t *testing.T) {
+	l := newLog(t, "a", "b")
+	l.must("a", attach("10.1.0.0/24"))
+	l.must("b", attach("10.1.0.0/24"))
+	l.refused("a", gateway("10.1.0.0/24", "10.1.0.0"), cluster.OutOfRange, "network or broadcast")
+	l.refused("a", gateway("10.1.0.0/24", "10.1.0.255"), cluster.OutOfRange, "network or broadcast")
+	l.refused("a", gateway("10.1.0.0/24", "10.1.1.1"), cluster.OutOfRange, "not in pool")
+	l.refused("a", gateway("10.9.0.0/24", ""), cluster.UnknownPool)
+	l.must("a", reserve("10.1.0.0/24", "10.1.0.1"))
+	l.refused("a", gateway("10.1.0.0/24", "10.1.0.1"), cluster.Held, "reserved")
+	l.must("b", exact("10.1.0.0/24", "10.1.0.2"))
+	l.refused("a", gateway("10.1.0.0/24", "10.1.0.2"), cluster.Held, "b")
+	if got := l.must("a", gateway("10.1.0.0/24", "")).Pool.Gateway.String(); got != "10.1.0.3" {
+		t.Errorf("gateway %s", got)
+	}
+	l.must("b", gateway("10.1.0.0/24", ""))
+	l.must("b", gateway("10.1.0.0/24", "10.1.0.3"))
+	l.refused("b", gateway("10.1.0.0/24", "10.1.0.9"), cluster.Contradiction, "10.1.0.3", "10.1.0.9")
+	l.refused("b", reserve("10.1.0.0/24", "10.1.0.3"), cluster.Held, "gateway")
+	l.refused("b", exact("10.1.0.0/24", "10.1.0.3"), cluster.Held, "gateway")
+
+	for subnet, want := range map[string]string{"fd01::/64": "fd01::1", "10.2.0.0/31": "10.2.0.0", "10.3.0.7/32": "10.3.0.7", "fd02::4/127": "fd02::4"} {
+		l.must("a", attach(subnet))
+		if got := l.must("a", gateway(subnet, "")).Pool.Gateway.String(); got != want {
+			t.Errorf("first usable of %s: %s, want %s", subnet, got, want)
+		}
+	}
+	l.refused("a", grant("10.3.0.7/32", 1), cluster.Full, "no address for containers")
+}
+
+func TestBlockSizes(t *testing.T) {
+	for _, tc := range []struct {
+		pool    string
+		holders int
+		want    int
+		block   string
+	}{
+		{"10.1.0.0/16", 1, 8, "10.1.0.0/29"},
+		{"10.1.0.0/16", 1, 0, "10.1.0.0/29"},
+		{"10.1.0.0/16", 1, 9, "10.1.0.0/28"},
+		{"10.1.0.0/16", 1, 1 << 20, "10.1.0.0/26"},
+		{"10.1.0.0/16", 1, 2, "10.1.0.2/31"}, // .0 is the network, .1 the gateway
+		{"10.1.0.0/16", 1, 1, "10.1.0.2/32"},
+		{"10.1.0.0/24", 3, 64, "10.1.0.0/27"},
+		{"10.1.0.0/24", 4, 64, "10.1.0.0/27"},
+		{"10.1.0.0/28", 2, 8, "10.1.0.0/30"},
+		{"10.1.0.0/29", 3, 8, "10.1.0.2/32"},
+		{"10.1.0.0/29", 5, 8, "10.1.0.2/32"},
+		{"fd00::/48", 1, 64, "fd00::/122"},
+		{"fd00::/64", 1, 8, "fd00::/125"},
+		{"fd00::/120", 4, 64, "fd00::/123"},
+		{"ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00/120", 1, 64, ""},
+	} {
+		t.Run(fmt.Sprintf("%s by %d for %d", tc.pool, tc.holders, tc.want), func(t *testing.T) {
+			l := newLog(t)
+			for i := range tc.holders {
+				l.hello(fmt.Sprint("host", i))
+				if res := l.do(fmt.Sprint("host", i), attach(tc.pool)); tc.block == "" {
+					if res.Refused == nil {
+						t.Fatal("a multicast pool was accepted")
+					}
+					return
+				}
+			}
+			l.must("host0", gateway(tc.pool, ""))
+			if got := l.must("host0", grant(tc.pool, tc.want)).Lease.Block.String(); got != tc.block {
+				t.Errorf("block %s, want %s", got, tc.block)
+			}
+		})
+	}
+}
+
+func TestGrantIsNextFit(t *testing.T) {
+	l := newLog(t, "a")
+	l.must("a", attach("10.1.0.0/27"))
+	first := l.must("a", grant("10.1.0.0/27", 8)).Lease
+	l.must("a", release(first.ID))
+	for _, want := range []string{"10.1.0.8/29", "10.1.0.16/29", "10.1.0.24/29", "10.1.0.0/29"} {
+		if got := l.must("a", grant("10.1.0.0/27", 8)).Lease.Block.String(); got != want {
+			t.Errorf("block %s, want %s", got, want)
+		}
+	}
+	why := l.refused("a", grant("10.1.0.0/27", 8), cluster.Full, "all 30 are leased", "a 30")
+	if !slices.Equal(why.Holders, []cluster.HostID{id("a")}) {
+		t.Errorf("holders %v", why.Holders)
+	}
+}
+
+func TestGrantInAFragmentedPool(t *testing.T) {
+	l := newLog(t, "a", "b")
+	l.must("a", attach("10.1.0.0/28"))
+	l.must("a", gateway("10.1.0.0/28", ""))
+	for _, addr := range []string{"10.1.0.2", "10.1.0.4", "10.1.0.9", "10.1.0.12"} {
+		l.must("b", exact("10.1.0.0/28", addr))
+	}
+	l.must("a", reserve("10.1.0.0/28", "10.1.0.13"))
+	var got []string
+	for range 5 {
+		got = append(got, l.must("a", grant("10.1.0.0/28", 64)).Lease.Block.String())
+	}
+	want := []string{"10.1.0.6/31", "10.1.0.10/31", "10.1.0.14/31", "10.1.0.3/32", "10.1.0.5/32"}
+	if !slices.Equal(got, want) {
+		t.Errorf("blocks %v, want %v", got, want)
+	}
+	if got := l.must("a", grant("10.1.0.0/28", 64)).Lease.Block.String(); got != "10.1.0.8/32" {
+		t.Errorf("block %s", got)
+	}
+	l.refused("a", grant("10.1.0.0/28", 64), cluster.Full, "all 12 are leased", "a 8", "b 4")
+}
+
+func TestGrantInRange(t *testing.T) {
+	l := newLog(t, "a", "b")
+	l.must("a", attach("10.1.0.0/16"))
+	in := func(s string, want int) cluster.Command {
+		c := grant("10.1.0.0/16", want)
+		c.Grant.Range = netip.MustParsePrefix(s)
+		return c
+	}
+	for _, want := range []string{"10.1.5.0/31", "10.1.5.2/31"} {
+		if got := l.must("a", in("10.1.5.0/30", 2)).Lease.Block.String(); got != want {
+			t.Errorf("block %s, want %s", got, want)
+		}
+	}
+	l.refused("b", in("10.1.5.0/30", 8), cluster.Full, "range 10.1.5.0/30", "a 4")
+	if got := l.must("b", in("10.1.6.0/30", 64)).Lease.Block.String(); got != "10.1.6.0/30" {
+		t.Errorf("block %s", got)
+	}
+	l.refused("b", in("10.2.0.0/24", 8), cluster.OutOfRange, "--ip-range")
+	l.refused("b", in("10.0.0.0/8", 8), cluster.OutOfRange, "--ip-range")
+}
+
+func TestGrantExactAndRelease(t *testing.T) {
+	l := newLog(t, "a", "b")
+	l.must("a", attach("10.1.0.0/16"))
+	l.must("b", attach("10.1.0.0/16"))
+	block := l.must("a", grant("10.1.0.0/16", 8)).Lease
+	if got := l.must("a", exact("10.1.0.0/16", "10.1.0.5")).Lease; got != block {
+		t.Errorf("an address of the own block: %+v", got)
+	}
+	why := l.refused("b", exact("10.1.0.0/16", "10.1.0.5"), cluster.Held, "10.1.0.5", "host a")
+	if !slices.Equal(why.Holders, []cluster.HostID{id("a")}) {
+		t.Errorf("holders %v", why.Holders)
+	}
+	one := l.must("b", exact("10.1.0.0/16", "10.1.200.5")).Lease
+	if again := l.must("b", exact("10.1.0.0/16", "10.1.200.5")).Lease; again != one || one.Block.String() != "10.1.200.5/32" {
+		t.Errorf("again %+v, first %+v", again, one)
+	}
+	l.refused("b", exact("10.1.0.0/16", "10.2.0.5"), cluster.OutOfRange)
+	l.refused("b", exact("10.1.0.0/16", "10.1.255.255"), cluster.OutOfRange, "broadcast")
+	l.refused("b", exact("10.1.0.0/16", "fd00::1"), cluster.OutOfRange)
+	l.refused("b", release(block.ID), cluster.NotHeld, "host a")
+	l.must("a", release(block.ID))
+	l.must("a", release(block.ID))
+	l.must("b", exact("10.1.0.0/16", "10.1.0.5"))
+}
+
+func TestNetworks(t *testing.T) {
+	l := newLog(t, "a", "b")
+	for _, h := range []string{"a", "b"} {
+		for _, p := range []string{"10.1.0.0/16", "fd01::/64", "10.2.0.0/16"} {
+			l.must(h, attach(p))
+		}
+	}
+	l.refused("a", network(cluster.Definition{}, "10.9.0.0/16"), cluster.UnknownPool)
+	n := l.must("a", network(cluster.Definition{MTU: 1400}, "fd01::/64", "10.1.0.0/16")).Network
+	want := cluster.Definition{Mode: "vxlan", VNI: 4096, MTU: 1400, ARP: "suppress", BUM: "replicate", Encrypt: "off", Underlay: "ipv4"}
+	if n.Def != want || n.ID != 1 || n.Creator != id("a") {
+		t.Errorf("network %+v", n)
+	}
+	same := l.must("b", network(cluster.Definition{Mode: "vxlan", ARP: "suppress", VNI: 4096}, "10.1.0.0/16", "fd01::/64")).Network
+	if same.ID != n.ID || len(same.Holders) != 2 {
+		t.Errorf("joined %+v", same)
+	}
+	why := l.refused("b", network(cluster.Definition{MTU: 1300, BUM: "none"}, "10.1.0.0/16", "fd01::/64"), cluster.Contradiction,
+		"mtu=1400 bum=replicate", "mtu=1300 bum=none", "created on a", "-o mtu, -o bum")
+	if len(why.Holders) != 2 {
+		t.Errorf("holders %v", why.Holders)
+	}
+	l.refused("b", network(cluster.Definition{Underlay: "ipv6"}, "10.1.0.0/16", "fd01::/64"), cluster.Contradiction, "IPv4", "IPv6", "ADVERTISE")
+	l.refused("b", network(cluster.Definition{}, "10.1.0.0/16"), cluster.Overlap, "10.1.0.0/16, fd01::/64", "created on a")
+	l.refused("b", network(cluster.Definition{VNI: 4096}, "10.2.0.0/16"), cluster.Contradiction, "VNI 4096", "10.1.0.0/16", "-o vni")
+	l.refused("b", network(cluster.Definition{VNI: 1 << 24}, "10.2.0.0/16"), cluster.Invalid, "VNI")
+	if m := l.must("b", network(cluster.Definition{}, "10.2.0.0/16")).Network; m.Def.VNI != 4097 || m.ID != 2 || m.Def.MTU != 0 {
+		t.Errorf("second network %+v", m)
+	}
+	l.refused("b", network(cluster.Definition{MTU: 1300}, "10.2.0.0/16"), cluster.Contradiction, "mtu=computed")
+}
+
+func TestNetworkLivesWithItsLeases(t *testing.T) {
+	l := newLog(t, "a", "b")
+	l.must("a", attach("10.1.0.0/16"))
+	lease := l.must("a", grant("10.1.0.0/16", 8)).Lease
+	n := l.must("a", network(cluster.Definition{MTU: 1400}, "10.1.0.0/16")).Network
+	l.must("a", leave(n.ID))
+	l.must("a", detach("10.1.0.0/16"))
+
+	// Nobody holds it: it keeps its identity, but defines nothing.
+	l.must("b", attach("10.1.0.0/16"))
+	again := l.must("b", network(cluster.Definition{MTU: 1300}, "10.1.0.0/16")).Network
+	if again.ID != n.ID || again.Def.VNI != n.Def.VNI || again.Def.MTU != 1300 || again.Creator != id("b") {
+		t.Errorf("network %+v", again)
+	}
+	l.must("b", leave(n.ID))
+	l.must("b", detach("10.1.0.0/16"))
+	l.must("a", release(lease.ID))
+	if len(l.r.Networks)+len(l.r.Pools)+len(l.r.Leases) != 0 {
+		t.Errorf("left over: %+v %+v", l.r.Networks, l.r.Pools)
+	}
+	l.must("b", leave(n.ID))
+
+	// A freed VNI is the last to be used again.
+	l.must("b", attach("10.2.0.0/16"))
+	if m := l.must("b", network(cluster.Definition{}, "10.2.0.0/16")).Network; m.Def.VNI != n.Def.VNI+1 || m.ID != n.ID+1 {
+		t.Errorf("next network %+v", m)
+	}
+}
+
+func TestVNIWraps(t *testing.T) {
+	l := newLog(t, "a")
+	for i := range 3 {
+		l.must("a", attach(fmt.Sprintf("10.%d.0.0/16", i)))
+	}
+	l.must("a", network(cluster.Definition{}, "10.0.0.0/16"))
+	r := *l.r
+	r.NextVNI = rules.MaxVNI
+	l.r = &r
+	for i, want := range []uint32{rules.MaxVNI, rules.FirstVNI + 1} {
+		if got := l.must("a", network(cluster.Definition{}, fmt.Sprintf("10.%d.0.0/16", i+1))).Network.Def.VNI; got != want {
+			t.Errorf("VNI %d, want %d", got, want)
+		}
+	}
+}
+
+func TestNonsenseIsRefused(t *testing.T) {
+	l := newLog(t, "a")
+	for name, c := range map[string]cluster.Command{
+		"empty":            {},
+		"two orders":       {Release: &cluster.Release{}, Grant: &cluster.Grant{Pool: pool("10.1.0.0/16")}},
+		"no pool":          {Grant: &cluster.Grant{}},
+		"no prefix":        {AttachPool: &cluster.AttachPool{}},
+		"no bits":          {AttachPool: &cluster.AttachPool{From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}},
+		"wrong family":     {AttachPool: &cluster.AttachPool{V6: true, Bits: 64, From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}},
+		"default route":    attach("0.0.0.0/0"),
+		"loopback":         attach("127.0.0.0/8"),
+		"multicast":        attach("224.1.0.0/16"),
+		"link-local":       attach("fe80::/64"),
+		"mapped":           {AttachPool: &cluster.AttachPool{Prefix: netip.PrefixFrom(netip.MustParseAddr("::ffff:10.0.0.0"), 104)}},
+		"space":            {AttachPool: &cluster.AttachPool{Space: "a|b", Prefix: netip.MustParsePrefix("10.1.0.0/16")}},
+		"no address":       {GrantExact: &cluster.GrantExact{Pool: pool("10.1.0.0/16")}},
+		"no pools":         {AttachNetwork: &cluster.AttachNetwork{}},
+		"two spaces":       {AttachNetwork: &cluster.AttachNetwork{Pools: []cluster.PoolKey{pool("10.1.0.0/16"), {Space: "x", Prefix: netip.MustParsePrefix("fd00::/64")}}}},
+		"founded nameless": {Found: &cluster.Found{}},
+	} {
+		res := l.do("a", c)
+		if name == "no prefix" {
+			if res.Refused == nil || res.Refused.Code != cluster.Full {
+				t.Errorf("%s: %+v", name, res)
+			}
+			continue
+		}
+		if res.Refused == nil || res.Refused.Code != cluster.Invalid || res.Refused.Text == "" {
+			t.Errorf("%s: %+v", name, res)
+		}
+	}
+}
