@@ -1,0 +1,170 @@
+package gossip
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"go.etcd.io/bbolt"
+)
+
+// addressesKept is how many addresses of a host are remembered, newest first:
+// a host whose address changed may change back.
+const addressesKept = 4
+
+// host is an entry of the address book.
+type host struct {
+	Name      string           `json:"name,omitempty"`
+	Addresses []netip.AddrPort `json:"addresses,omitempty"` // newest first
+	Seen      time.Time        `json:"seen"`                // when it was last known to be alive
+	Left      bool             `json:"left,omitempty"`      // said good-bye: not dialed
+	Forgotten bool             `json:"forgotten,omitempty"` // not to be listened to again
+
+	alive bool
+	since time.Time // of the present state
+}
+
+func (h *host) state() cluster.MemberState {
+	switch {
+	case h.alive:
+		return cluster.Alive
+	case h.Left:
+		return cluster.Left
+	default:
+		return cluster.Failed
+	}
+}
+
+// awaited reports whether the host is one that should be there.
+func (h *host) awaited() bool { return !h.Left && !h.Forgotten }
+
+// at notes the address under which the host is known now.
+func (h *host) at(a netip.AddrPort) {
+	if len(h.Addresses) > 0 && h.Addresses[0] == a {
+		return
+	}
+	list := append([]netip.AddrPort{a}, slices.DeleteFunc(slices.Clone(h.Addresses), func(b netip.AddrPort) bool { return b == a })...)
+	h.Addresses = list[:min(len(list), addressesKept)]
+}
+
+// book is the address book: all hosts ever met, but for this one.
+type book struct {
+	hosts map[cluster.HostID]*host
+	dirty map[cluster.HostID]bool // not yet on disk
+}
+
+// meet returns the entry of a host, a new one if need be, which the caller is
+// about to change.
+func (b *book) meet(id cluster.HostID) *host {
+	h := b.hosts[id]
+	if h == nil {
+		h = &host{since: time.Now()}
+		b.hosts[id] = h
+	}
+	b.dirty[id] = true
+	return h
+}
+
+func (b *book) forgotten(id cluster.HostID) bool {
+	h := b.hosts[id]
+	return h != nil && h.Forgotten
+}
+
+// list returns the hosts for which keep holds, by id.
+func (b *book) list(keep func(*host) bool) []cluster.HostID {
+	var ids []cluster.HostID
+	for _, id := range slices.Sorted(maps.Keys(b.hosts)) {
+		if keep(b.hosts[id]) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+var (
+	bucketGossip = []byte("gossip")
+	bucketHosts  = []byte("hosts") // within bucketGossip: host id, host as JSON
+	keyEpoch     = []byte("epoch")
+)
+
+// load reads what earlier runs left, and begins the next epoch.
+func load(db *bbolt.DB) (b *book, epoch uint32, err error) {
+	b = &book{hosts: map[cluster.HostID]*host{}, dirty: map[cluster.HostID]bool{}}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		root, err := tx.CreateBucketIfNotExists(bucketGossip)
+		if err != nil {
+			return err
+		}
+		if v := root.Get(keyEpoch); len(v) == 4 {
+			epoch = binary.BigEndian.Uint32(v)
+		}
+		epoch++
+		if err := putEpoch(root, epoch); err != nil {
+			return err
+		}
+		hosts, err := root.CreateBucketIfNotExists(bucketHosts)
+		if err != nil {
+			return err
+		}
+		return hosts.ForEach(func(k, v []byte) error {
+			h := &host{}
+			if err := json.Unmarshal(v, h); err != nil {
+				return fmt.Errorf("read host %s: %w", k, err)
+			}
+			h.since = h.Seen
+			b.hosts[cluster.HostID(k)] = h
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, 0, fmt.Errorf("read address book: %w", err)
+	}
+	return b, epoch, nil
+}
+
+func putEpoch(root *bbolt.Bucket, epoch uint32) error {
+	return root.Put(keyEpoch, binary.BigEndian.AppendUint32(nil, epoch))
+}
+
+func storeEpoch(db *bbolt.DB, epoch uint32) error {
+	err := db.Update(func(tx *bbolt.Tx) error { return putEpoch(tx.Bucket(bucketGossip), epoch) })
+	if err != nil {
+		return fmt.Errorf("write epoch: %w", err)
+	}
+	return nil
+}
+
+// changes takes the entries that are not on disk yet, encoded.
+func (b *book) changes() map[cluster.HostID][]byte {
+	out := make(map[cluster.HostID][]byte, len(b.dirty))
+	for id := range b.dirty {
+		// A struct of strings, times and addresses always marshals.
+		out[id], _ = json.Marshal(b.hosts[id])
+	}
+	clear(b.dirty)
+	return out
+}
+
+func storeHosts(db *bbolt.DB, hosts map[cluster.HostID][]byte) error {
+	if len(hosts) == 0 {
+		return nil
+	}
+	err := db.Update(func(tx *bbolt.Tx) error {
+		bucket := tx.Bucket(bucketGossip).Bucket(bucketHosts)
+		var errs []error
+		for id, v := range hosts {
+			errs = append(errs, bucket.Put([]byte(id), v))
+		}
+		return errors.Join(errs...)
+	})
+	if err != nil {
+		return fmt.Errorf("write address book: %w", err)
+	}
+	return nil
+}
