@@ -1,46 +1,374 @@
-// Package kerneltest holds Fake, a kernel.Kernel in memory.
+// Package kerneltest holds Fake, a kernel.Kernel in memory that behaves as
+// Linux does where that matters: what dies with what, what is refused, what a
+// change flushes. It prints itself, so that tests compare text.
 package kerneltest
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
+	"sync"
 
 	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/driver/kernel"
 )
 
-// Fake is a Kernel in memory.
-type Fake struct{}
+// Fake is a Kernel in memory. All methods are safe for concurrent use.
+type Fake struct {
+	mu        sync.Mutex
+	state     kernel.State
+	handed    map[string]kernel.Handover    // by link name: what Take shall configure
+	sandboxes map[string]map[string]*Inside // by path and interface name
+	faults    []fault
+	log       []string
+	announced []kernel.Announcement
+	underlay  kernel.Underlay
+	routes    []netip.Prefix
+	watchers  map[chan<- struct{}]bool
+}
+
+// Inside is an interface inside a sandbox.
+type Inside struct {
+	Link   kernel.Link // as it was called on the host
+	Addrs  []netip.Prefix
+	Routes []kernel.Route
+}
+
+type fault struct {
+	left  int
+	match string
+	err   error
+}
 
 var _ kernel.Kernel = (*Fake)(nil)
 
-// New returns an empty kernel.
-func New() *Fake { return &Fake{} }
-
-// String prints the whole state.
-func (f *Fake) String() string { return "" }
-
-// Take does what Docker does after Join: it moves link into the sandbox, calls
-// it newname there and sets it up with the addresses of its handover.
-func (f *Fake) Take(link, sandbox, newname string) error { return nil }
-
-// GiveBack does what Docker does at Leave: the interface returns to the host.
-func (f *Fake) GiveBack(sandbox, name string) error { return nil }
-
-// Log lists the operations that were done, in order.
-func (f *Fake) Log() []string { return nil }
-
-// Fail makes the next n operations whose text contains match fail with err.
-func (f *Fake) Fail(n int, match string, err error) {}
-
-func (*Fake) Dump(context.Context) (kernel.State, error)                   { return nil, nil }
-func (*Fake) Do(context.Context, []kernel.Op) error                        { return nil }
-func (*Fake) Hand(context.Context, kernel.Handover) error                  { return nil }
-func (*Fake) Mend(context.Context, kernel.Handover) (bool, error)          { return false, nil }
-func (*Fake) Observe(context.Context, string, cluster.MAC) (string, error) { return "", nil }
-func (*Fake) Announce(context.Context, []kernel.Announcement) error        { return nil }
-func (*Fake) Underlay(context.Context, netip.Addr) (kernel.Underlay, error) {
-	return kernel.Underlay{}, nil
+// New returns an empty kernel whose underlay is eth0, 192.0.2.1, MTU 1500.
+func New() *Fake {
+	return &Fake{
+		state:     kernel.State{},
+		handed:    map[string]kernel.Handover{},
+		sandboxes: map[string]map[string]*Inside{},
+		underlay:  kernel.Underlay{Name: "eth0", MTU: 1500, Addr: netip.MustParseAddr("192.0.2.1"), MAC: "02:00:00:00:00:01"},
+		watchers:  map[chan<- struct{}]bool{},
+	}
 }
-func (*Fake) Routes(context.Context) ([]netip.Prefix, error) { return nil, nil }
-func (*Fake) Watch(context.Context, chan<- struct{}) error   { return nil }
+
+// String prints everything, one object a line, sorted: the host's objects, then
+// the interfaces inside sandboxes.
+func (f *Fake) String() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var b strings.Builder
+	for _, k := range slices.SortedFunc(maps.Keys(f.state), kernel.CompareKeys) {
+		fmt.Fprintln(&b, f.state[k])
+	}
+	for _, path := range slices.Sorted(maps.Keys(f.sandboxes)) {
+		for _, name := range slices.Sorted(maps.Keys(f.sandboxes[path])) {
+			in := f.sandboxes[path][name]
+			fmt.Fprintf(&b, "sandbox %s %s: %s", path, name, in.Link)
+			for _, a := range in.Addrs {
+				fmt.Fprintf(&b, " inet %s", a)
+			}
+			for _, r := range in.Routes {
+				fmt.Fprintf(&b, " route %s", r.Dst)
+				if r.Via.IsValid() {
+					fmt.Fprintf(&b, " via %s", r.Via)
+				}
+			}
+			fmt.Fprintln(&b)
+		}
+	}
+	return b.String()
+}
+
+// Fail makes the next n calls whose text contains match fail with err. The
+// text of an operation is its Op.String; the others are "dump", "hand LINK",
+// "mend LINK", "observe SANDBOX", "announce ADDRESS", "underlay ADDRESS" and
+// "routes". n below zero: until Heal.
+func (f *Fake) Fail(n int, match string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.faults = append(f.faults, fault{n, match, err})
+}
+
+// Heal ends all faults.
+func (f *Fake) Heal() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.faults = nil
+}
+
+// Log lists what changed the kernel through its interface, in order; what
+// failed ends in " # " and the error.
+func (f *Fake) Log() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.log)
+}
+
+// ResetLog empties the log and the list of announcements.
+func (f *Fake) ResetLog() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.log, f.announced = nil, nil
+}
+
+// Announced lists all announcements.
+func (f *Fake) Announced() []kernel.Announcement {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.announced)
+}
+
+// SetUnderlay and SetRoutes say what Underlay and Routes answer.
+func (f *Fake) SetUnderlay(u kernel.Underlay) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.underlay = u
+	f.wake()
+}
+
+func (f *Fake) SetRoutes(routes ...netip.Prefix) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.routes = routes
+}
+
+// Delete does what somebody does by hand: the object goes, and with it what
+// the kernel takes along.
+func (f *Fake) Delete(keys ...kernel.Key) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, k := range keys {
+		f.remove(k)
+	}
+	f.wake()
+}
+
+// Put does what somebody does by hand: the object appears, or changes.
+func (f *Fake) Put(objects ...kernel.Object) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.state.Put(objects...)
+	f.wake()
+}
+
+// SetDown does what somebody does by hand: a link goes down, and its
+// neighbours, permanent ones too, are flushed.
+func (f *Fake) SetDown(link string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if l, ok := f.link(link); ok {
+		l.Down = true
+		f.state.Put(l)
+		f.flushNeigh(link)
+		f.wake()
+	}
+}
+
+// Take does what Docker does after Join: it moves link into the sandbox (made
+// if need be), calls it newname there, and gives it the addresses and routes
+// of its handover.
+func (f *Fake) Take(link, sandbox, newname string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l, ok := f.link(link)
+	if !ok {
+		return fmt.Errorf("take %s: no such link", link)
+	}
+	f.sandbox(sandbox)
+	if f.sandboxes[sandbox][newname] != nil {
+		return fmt.Errorf("take %s: %s exists in sandbox %s", link, newname, sandbox)
+	}
+	h := f.handed[link]
+	delete(f.state, l.Key())
+	l.Down = false
+	f.sandboxes[sandbox][newname] = &Inside{Link: l, Addrs: h.Addrs, Routes: h.Routes}
+	f.wake()
+	return nil
+}
+
+// GiveBack does what Docker does at Leave: the interface returns to the host,
+// down, under the name that it was handed over with.
+func (f *Fake) GiveBack(sandbox, name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	in := f.sandboxes[sandbox][name]
+	if in == nil {
+		return fmt.Errorf("give back %s: not in sandbox %s", name, sandbox)
+	}
+	delete(f.sandboxes[sandbox], name)
+	in.Link.Down = true
+	f.state.Put(in.Link)
+	f.wake()
+	return nil
+}
+
+// AddSandbox makes an empty sandbox; RemoveSandbox deletes one with all in it.
+func (f *Fake) AddSandbox(path string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sandbox(path)
+}
+
+func (f *Fake) RemoveSandbox(path string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, in := range f.sandboxes[path] {
+		if in.Link.Kind == kernel.Veth {
+			f.remove(kernel.Link{Name: in.Link.Peer}.Key())
+		}
+	}
+	delete(f.sandboxes, path)
+	f.wake()
+}
+
+// Interface returns what is inside a sandbox under a name.
+func (f *Fake) Interface(sandbox, name string) (Inside, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if in := f.sandboxes[sandbox][name]; in != nil {
+		return *in, true
+	}
+	return Inside{}, false
+}
+
+func (f *Fake) Dump(ctx context.Context) (kernel.State, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.fails(ctx, "dump"); err != nil {
+		return nil, err
+	}
+	return maps.Clone(f.state), nil
+}
+
+func (f *Fake) Do(ctx context.Context, ops []kernel.Op) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var errs []error
+	for _, op := range ops {
+		err := f.fails(ctx, op.String())
+		if err == nil {
+			err = f.do(op)
+		}
+		f.note(op.String(), err)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s %s: %w", op.Action, op.Object.Key(), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (f *Fake) Hand(ctx context.Context, h kernel.Handover) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	text := "hand " + h.Link.Name
+	err := f.fails(ctx, text)
+	if err == nil {
+		err = f.hand(h)
+	}
+	f.note(text, err)
+	return err
+}
+
+func (f *Fake) Mend(ctx context.Context, h kernel.Handover) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	text := "mend " + h.Link.Name
+	err := f.fails(ctx, text)
+	made := false
+	if err == nil {
+		made, err = f.mend(h)
+	}
+	if made || err != nil {
+		f.note(text, err)
+	}
+	return made, err
+}
+
+func (f *Fake) Observe(ctx context.Context, sandbox string, mac cluster.MAC) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.fails(ctx, "observe "+sandbox); err != nil {
+		return "", err
+	}
+	if f.sandboxes[sandbox] == nil {
+		return "", kernel.ErrNoSandbox
+	}
+	return f.find(sandbox, mac), nil
+}
+
+func (f *Fake) Announce(ctx context.Context, list []kernel.Announcement) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, a := range list {
+		if err := f.fails(ctx, "announce "+a.IP.String()); err != nil {
+			return err
+		}
+		if _, ok := f.link(a.Dev); !ok {
+			return fmt.Errorf("announce from %s: no such link", a.Dev)
+		}
+		f.announced = append(f.announced, a)
+	}
+	return nil
+}
+
+func (f *Fake) Underlay(ctx context.Context, to netip.Addr) (kernel.Underlay, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.underlay, f.fails(ctx, "underlay "+to.String())
+}
+
+func (f *Fake) Routes(ctx context.Context) ([]netip.Prefix, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.routes), f.fails(ctx, "routes")
+}
+
+// Watch signals once at the start and after every change.
+func (f *Fake) Watch(ctx context.Context, changed chan<- struct{}) error {
+	f.mu.Lock()
+	f.watchers[changed] = true
+	f.wake()
+	f.mu.Unlock()
+	<-ctx.Done()
+	f.mu.Lock()
+	delete(f.watchers, changed)
+	f.mu.Unlock()
+	return nil
+}
+
+// fails returns the fault that applies to a call, if any.
+func (f *Fake) fails(ctx context.Context, text string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	for i := range f.faults {
+		if c := &f.faults[i]; c.left != 0 && strings.Contains(text, c.match) {
+			c.left--
+			return c.err
+		}
+	}
+	return nil
+}
+
+func (f *Fake) note(text string, err error) {
+	if err != nil {
+		text += " # " + err.Error()
+	}
+	f.log = append(f.log, text)
+	f.wake()
+}
+
+func (f *Fake) wake() {
+	for c := range f.watchers {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+}

@@ -1,0 +1,228 @@
+package kerneltest
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/driver/kernel"
+)
+
+// This file is how the kernel behaves. The lock is held.
+
+func (f *Fake) link(name string) (kernel.Link, bool) {
+	l, ok := f.state[kernel.Link{Name: name}.Key()].(kernel.Link)
+	return l, ok
+}
+
+func (f *Fake) do(op kernel.Op) error {
+	if op.Action == kernel.Remove {
+		f.remove(op.Object.Key())
+		return nil
+	}
+	switch o := op.Object.(type) {
+	case kernel.Link:
+		_, present := f.link(o.Name)
+		if !present && op.Action == kernel.Set {
+			return errors.New("no such link")
+		}
+		if !present && o.Kind == kernel.Veth {
+			return errors.New("cannot make a veth by itself")
+		}
+		return f.putLink(o)
+	case kernel.FDB:
+		l, ok := f.link(o.Dev)
+		if !ok || l.Kind != kernel.VXLAN {
+			return errors.New("no such VXLAN device")
+		}
+		if l.Local.Is4() != o.Dst.Is4() {
+			return errors.New("address family not supported")
+		}
+	case kernel.Neigh:
+		if l, ok := f.link(o.Dev); !ok {
+			return errors.New("no such link")
+		} else if l.Down {
+			return errors.New("network is down")
+		}
+	case kernel.Guard:
+		o.Broken = false
+		f.state.Put(o)
+		return nil
+	}
+	f.state.Put(op.Object)
+	return nil
+}
+
+// putLink makes a link or changes it in place, and brings it up.
+func (f *Fake) putLink(l kernel.Link) error {
+	old, present := f.link(l.Name)
+	if present {
+		if old.Kind != l.Kind || old.Parent != l.Parent || old.VNI != l.VNI || old.Port != l.Port ||
+			old.Proxy != l.Proxy || old.Local.Is4() != l.Local.Is4() {
+			return fmt.Errorf("have %s: it cannot be changed in place", old)
+		}
+		if l.MAC.IsZero() {
+			l.MAC = old.MAC
+		}
+		if l.MTU == 0 {
+			l.MTU = old.MTU
+		}
+		l.Peer = old.Peer
+	}
+	if m, ok := f.link(l.Master); l.Master != "" && (!ok || m.Kind != kernel.Bridge) {
+		return fmt.Errorf("no such bridge %s", l.Master)
+	}
+	if l.Kind == kernel.Macvlan {
+		p, ok := f.link(l.Parent)
+		switch {
+		case !ok:
+			return fmt.Errorf("no such parent %s", l.Parent)
+		case p.Master != "":
+			return fmt.Errorf("parent %s is busy", l.Parent)
+		case l.MTU > p.MTU && p.MTU != 0:
+			return fmt.Errorf("mtu %d is above that of %s", l.MTU, l.Parent)
+		}
+	}
+	for _, o := range f.state {
+		other, ok := o.(kernel.Link)
+		if !ok || other.Name == l.Name {
+			continue
+		}
+		switch {
+		case l.Kind == kernel.VXLAN && other.Kind == kernel.VXLAN && l.VNI == other.VNI && l.Port == other.Port && l.Local.Is4() == other.Local.Is4():
+			return fmt.Errorf("VNI %d exists as %s", l.VNI, other.Name)
+		case l.Kind == kernel.Macvlan && other.Kind == kernel.Macvlan && l.Parent == other.Parent && l.MAC == other.MAC && !l.MAC.IsZero():
+			return fmt.Errorf("address %s is busy", l.MAC)
+		case l.Master != "" && other.Kind == kernel.Macvlan && other.Parent == l.Name:
+			return fmt.Errorf("%s is busy", l.Name)
+		case other.Kind == kernel.Macvlan && other.Parent == l.Name && other.MTU > l.MTU && l.MTU != 0:
+			other.MTU = l.MTU
+			f.state.Put(other)
+		}
+	}
+	if present && old.MAC != l.MAC {
+		f.flushNeigh(l.Name)
+	}
+	l.Standing, l.Down = kernel.Kept, false
+	f.state.Put(l)
+	return nil
+}
+
+// remove deletes an object with all that dies with it.
+func (f *Fake) remove(k kernel.Key) {
+	l, ok := f.state[k].(kernel.Link)
+	delete(f.state, k)
+	if ok {
+		f.died(l)
+	}
+}
+
+// died takes along what stood on a link: its entries, the macvlan links above
+// it, wherever they are, and the other end of a veth pair.
+func (f *Fake) died(l kernel.Link) {
+	for k, o := range f.state {
+		switch o := o.(type) {
+		case kernel.FDB, kernel.Neigh:
+			if k.Dev == l.Name {
+				delete(f.state, k)
+			}
+		case kernel.Link:
+			switch {
+			case stands(o, l):
+				f.remove(k)
+			case o.Master == l.Name:
+				o.Master = ""
+				f.state[k] = o
+			}
+		}
+	}
+	for _, inside := range f.sandboxes {
+		for name, in := range inside {
+			if stands(in.Link, l) {
+				delete(inside, name)
+			}
+		}
+	}
+}
+
+func stands(o, on kernel.Link) bool {
+	return o.Kind == kernel.Macvlan && o.Parent == on.Name ||
+		o.Kind == kernel.Veth && on.Kind == kernel.Veth && o.Peer == on.Name
+}
+
+func (f *Fake) flushNeigh(dev string) {
+	for k := range f.state {
+		if k.Type == "neigh" && k.Dev == dev {
+			delete(f.state, k)
+		}
+	}
+}
+
+func (f *Fake) hand(h kernel.Handover) error {
+	f.remove(h.Link.Key())
+	if err := f.makeEndpoint(h); err != nil {
+		return err
+	}
+	f.handed[h.Link.Name] = h
+	l, _ := f.link(h.Link.Name)
+	l.Down = true
+	f.state.Put(l)
+	return nil
+}
+
+// makeEndpoint makes the container's end, and a veth's host end with it.
+func (f *Fake) makeEndpoint(h kernel.Handover) error {
+	l := h.Link
+	if l.Kind != kernel.Veth {
+		return f.putLink(l)
+	}
+	host := h.Host
+	host.Peer, l.Peer = l.Name, host.Name
+	f.remove(host.Key())
+	if err := f.putLink(host); err != nil {
+		return err
+	}
+	return f.putLink(l)
+}
+
+func (f *Fake) mend(h kernel.Handover) (bool, error) {
+	inside := f.sandboxes[h.Sandbox]
+	if inside == nil {
+		return false, kernel.ErrNoSandbox
+	}
+	if f.find(h.Sandbox, h.Link.MAC) != "" {
+		return false, nil
+	}
+	if err := f.makeEndpoint(h); err != nil {
+		return false, err
+	}
+	l, _ := f.link(h.Link.Name)
+	delete(f.state, l.Key())
+	name := h.Name
+	row := strings.TrimRight(name, "0123456789")
+	if row == "" {
+		row = "eth"
+	}
+	for n := 0; name == "" || inside[name] != nil; n++ {
+		name = fmt.Sprint(row, n)
+	}
+	inside[name] = &Inside{Link: l, Addrs: h.Addrs, Routes: h.Routes}
+	return true, nil
+}
+
+// find returns the name of the interface with a MAC.
+func (f *Fake) find(sandbox string, mac cluster.MAC) string {
+	for name, in := range f.sandboxes[sandbox] {
+		if in.Link.MAC == mac {
+			return name
+		}
+	}
+	return ""
+}
+
+func (f *Fake) sandbox(path string) {
+	if f.sandboxes[path] == nil {
+		f.sandboxes[path] = map[string]*Inside{}
+	}
+}

@@ -1,0 +1,80 @@
+package kernel
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// This file says by hand what the libraries cannot.
+
+func (k *Linux) request(typ, flags int) *nl.NetlinkRequest {
+	r := nl.NewNetlinkRequest(typ, flags)
+	r.Sockets = k.raw
+	return r
+}
+
+// setLocal changes a VXLAN device's own VTEP in place. The library's changelink
+// always repeats attributes that the kernel refuses to see again.
+func (k *Linux) setLocal(index int, local netip.Addr) error {
+	req := k.request(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	req.AddData(msg)
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("vxlan"))
+	attr := nl.IFLA_VXLAN_LOCAL
+	if local.Is6() {
+		attr = nl.IFLA_VXLAN_LOCAL6
+	}
+	info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(attr, local.AsSlice())
+	req.AddData(info)
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// rawRule is a rule in a chain of somebody else: no more of it is read than
+// what tells ours from theirs, so that no match or target of theirs, of
+// whatever version, can make a dump fail.
+type rawRule struct {
+	handle  uint64
+	comment string // "isthmus DEV" of ours, else empty
+}
+
+// rules lists the rules of a chain; none when there is no such chain.
+func (k *Linux) rules(family uint8, table, chain string) ([]rawRule, error) {
+	req := k.request(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
+	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(table)))
+	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_CHAIN, nl.ZeroTerminated(chain)))
+	msgs, err := req.Execute(unix.NETLINK_NETFILTER, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE)
+	if err != nil {
+		return nil, err
+	}
+	var out []rawRule
+	for _, m := range msgs {
+		attrs, err := nl.ParseRouteAttr(m[nl.SizeofNfgenmsg:])
+		if err != nil {
+			return nil, err
+		}
+		var r rawRule
+		for _, a := range attrs {
+			switch a.Attr.Type &^ unix.NLA_F_NESTED {
+			case unix.NFTA_RULE_HANDLE:
+				r.handle = binary.BigEndian.Uint64(a.Value)
+			case unix.NFTA_RULE_USERDATA, unix.NFTA_RULE_EXPRESSIONS:
+				// Our comment is user data; iptables-save and -restore turn it
+				// into a comment match.
+				if i := bytes.Index(a.Value, []byte(commentPrefix)); i >= 0 {
+					text, _, _ := bytes.Cut(a.Value[i:], []byte{0})
+					r.comment = string(text)
+				}
+			}
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
