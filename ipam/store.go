@@ -1,0 +1,225 @@
+package ipam
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/isthmus-net/isthmus/cluster"
+)
+
+// The buckets, all below "ipam".
+const (
+	root        = "ipam"
+	poolBucket  = "pools"  // PoolKey text → record
+	blockBucket = "blocks" // lease, 8 bytes big endian → block
+	usedBucket  = "used"   // PoolKey text, NUL, address bytes → use
+	freedBucket = "freed"  // the same → freed
+)
+
+// record is a pool that this host is attached to.
+type record struct {
+	Pool   cluster.Pool   `json:"pool"`  // as of Index; a newer Registry knows better
+	Index  uint64         `json:"index"` // of the newest own command on it
+	Auto   bool           `json:"auto,omitempty"`
+	Uses   map[string]int `json:"uses,omitempty"`  // PoolID → Docker networks that requested it
+	Parked time.Time      `json:"parked,omitzero"` // since when Uses is empty; zero then: give it up at once
+}
+
+func (r record) uses() int {
+	n := 0
+	for _, k := range r.Uses {
+		n += k
+	}
+	return n
+}
+
+// use is an address in use.
+type use struct {
+	Name  string    `json:"name,omitempty"`
+	Since time.Time `json:"since"`
+
+	turn uint64    // tells one use of an address from the next; 0: from an earlier run
+	dead time.Time // since when no endpoint was seen, for the sweep
+}
+
+// op is one change of the store: a value put, or with a nil value deleted.
+type op struct {
+	bucket string
+	key    []byte
+	value  []byte
+}
+
+func put(bucket string, key []byte, v any) op {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("encode %T: %v", v, err)) // plain data: cannot fail
+	}
+	return op{bucket, key, b}
+}
+
+func del(bucket string, key []byte) op { return op{bucket: bucket, key: key} }
+
+func poolKey(k cluster.PoolKey) []byte { b, _ := k.MarshalText(); return b }
+
+func addrKey(k cluster.PoolKey, a netip.Addr) []byte {
+	return append(append(poolKey(k), 0), a.AsSlice()...)
+}
+
+func blockKey(lease uint64) []byte { return binary.BigEndian.AppendUint64(nil, lease) }
+
+// store writes changes to disk, in the order in which they were queued. The
+// changes that queue up while one fsync runs share the next: without a timer,
+// so that a single one waits for nothing.
+type store struct {
+	db     *bbolt.DB
+	mu     sync.Mutex
+	queue  []*write
+	leader sync.Mutex // held by the writer that commits for all
+}
+
+type write struct {
+	ops  []op
+	done bool // guarded by leader
+	err  error
+}
+
+// enqueue fixes the place of ops in the order of writes.
+func (s *store) enqueue(ops ...op) *write {
+	w := &write{ops: ops}
+	s.mu.Lock()
+	s.queue = append(s.queue, w)
+	s.mu.Unlock()
+	return w
+}
+
+// wait returns when w is on disk, or failed.
+func (s *store) wait(w *write) error {
+	s.leader.Lock()
+	defer s.leader.Unlock()
+	if w.done {
+		return w.err
+	}
+	s.mu.Lock()
+	batch := s.queue
+	s.queue = nil
+	s.mu.Unlock()
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		top := tx.Bucket([]byte(root))
+		for _, w := range batch {
+			for _, o := range w.ops {
+				b := top.Bucket([]byte(o.bucket))
+				if o.value == nil {
+					if err := b.Delete(o.key); err != nil {
+						return err
+					}
+				} else if err := b.Put(o.key, o.value); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		err = fmt.Errorf("store addresses: %w", err)
+	}
+	for _, w := range batch {
+		w.done, w.err = true, err
+	}
+	return w.err
+}
+
+func (s *store) commit(ops ...op) error { return s.wait(s.enqueue(ops...)) }
+
+// load makes the buckets and reads what an earlier run left.
+func (s *store) load(pool func(cluster.PoolKey) *pool) error {
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		top, err := tx.CreateBucketIfNotExists([]byte(root))
+		if err != nil {
+			return err
+		}
+		read := func(bucket string, fn func(k, v []byte) error) error {
+			b, err := top.CreateBucketIfNotExists([]byte(bucket))
+			if err != nil {
+				return err
+			}
+			err = b.ForEach(fn)
+			if err != nil {
+				return fmt.Errorf("read bucket %s: %w", bucket, err)
+			}
+			return nil
+		}
+		err = read(poolBucket, func(k, v []byte) error {
+			var key cluster.PoolKey
+			var r record
+			if err := key.UnmarshalText(k); err != nil {
+				return err
+			}
+			if err := json.Unmarshal(v, &r); err != nil {
+				return err
+			}
+			pool(key).rec = &r
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		err = read(blockBucket, func(k, v []byte) error {
+			b := block{Lease: binary.BigEndian.Uint64(k)}
+			if err := json.Unmarshal(v, &b); err != nil {
+				return err
+			}
+			pool(b.Pool).blocks[b.Lease] = b
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		err = read(usedBucket, func(k, v []byte) error {
+			p, a, err := splitKey(k)
+			if err != nil {
+				return err
+			}
+			var u use
+			if err := json.Unmarshal(v, &u); err != nil {
+				return err
+			}
+			pool(p).used[a] = u
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		return read(freedBucket, func(k, v []byte) error {
+			p, a, err := splitKey(k)
+			if err != nil {
+				return err
+			}
+			var f freed
+			if err := json.Unmarshal(v, &f); err != nil {
+				return err
+			}
+			pool(p).freed[a] = f
+			return nil
+		})
+	})
+}
+
+func splitKey(k []byte) (key cluster.PoolKey, a netip.Addr, err error) {
+	// Neither a space nor a prefix in text holds a NUL; an address may.
+	text, addr, _ := bytes.Cut(k, []byte{0})
+	if err := key.UnmarshalText(text); err != nil {
+		return key, a, err
+	}
+	a, ok := netip.AddrFromSlice(addr)
+	if !ok {
+		return key, a, fmt.Errorf("key %q holds no address", k)
+	}
+	return key, a, nil
+}
