@@ -291,14 +291,25 @@ func (t *table) raise(epoch uint32) {
 // root is one hash over all streams.
 func (t *table) root() [32]byte {
 	if t.stale {
-		t.hash = sha256.Sum256(appendSummaries(nil, t.digest()))
+		t.hash = sha256.Sum256(appendSummaries(nil, t.summaries()))
 		t.stale = false
 	}
 	return t.hash
 }
 
-// digest lists all streams, by owner.
+// digest lists all streams, by owner, for a peer to compare with. Of a stream
+// that is to be had in full it claims to hold nothing.
 func (t *table) digest() []summary {
+	list := t.summaries()
+	for i, s := range list {
+		if t.forked[s.owner] {
+			list[i] = summary{owner: s.owner}
+		}
+	}
+	return list
+}
+
+func (t *table) summaries() []summary {
 	list := make([]summary, 0, len(t.streams))
 	for owner, s := range t.streams {
 		list = append(list, s.summary(owner))
