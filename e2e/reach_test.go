@@ -3,27 +3,31 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/isthmus-net/isthmus/e2e/lab"
 )
 
 // reachability is the promise of the vxlan mode: every container reaches every
 // other by address, by every kind of traffic, each packet once.
 func reachability(t *testing.T, s *site, attach string, subnet4, subnet6 string) {
-	net := "reach-" + attach
-	s.createNetwork(t, net, "--subnet", subnet4, "--ipv6", "--subnet", subnet6, "-o", "attach="+attach)
-	defer s.removeNetwork(t, net)
-	boxes := s.oneOnEach(t, net)
-	defer s.removeBoxes(t, boxes)
+	network := "reach-" + attach
+	s.createNetwork(t, network, []string{"--subnet", subnet4, "--ipv6", "--subnet", subnet6, "-o", "attach=" + attach})
+	boxes := s.oneOnEach(t, network)
+	defer func() {
+		removeBoxes(t, boxes...)
+		s.removeNetwork(t, network)
+	}()
 
 	seen := map[string]string{}
 	for _, b := range boxes {
 		for _, a := range []string{b.ip4, b.ip6} {
-			if other, twice := seen[a]; twice {
-				t.Fatalf("address %s given to %s and %s", a, other, b.name)
+			if other, twice := seen[a]; twice || a == "" {
+				t.Fatalf("address %q of %s is also that of %q", a, b.name, other)
 			}
 			seen[a] = b.name
 		}
@@ -33,77 +37,181 @@ func reachability(t *testing.T, s *site, attach string, subnet4, subnet6 string)
 			if from == to {
 				continue
 			}
-			t.Run(fmt.Sprintf("%s-to-%s", from.name, to.name), func(t *testing.T) {
+			t.Run(from.host.Name+"-to-"+to.host.Name, func(t *testing.T) {
 				for _, addr := range []string{to.ip4, to.ip6} {
-					from.must(t, "box", "ping", "--count", "3", "--timeout", "5s", addr)
-					from.must(t, "box", "ping", "--count", "2", "--size", "60000", "--timeout", "5s", addr)
-					from.must(t, "box", "tcp", "--timeout", "5s", hostport(addr, 7000))
-					from.must(t, "box", "udp", "--timeout", "5s", hostport(addr, 7000))
+					from.must(t, "ping", "-c", "2", "-W", "3", addr)
+					from.must(t, "ping", "-c", "2", "-s", "60000", "-W", "3", addr)
+					from.must(t, "box", "tcp", addr, "--size", "1000000")
+					from.must(t, "box", "udp", addr, "--count", "20", "--size", "1300")
 				}
 			})
 		}
 	}
-	// Each host has the network's three boxes' worth of knowledge, and ARP for
-	// known endpoints never leaves the host.
 	t.Run("multicast", func(t *testing.T) {
 		for _, group := range []string{"239.1.2.3", "ff05::1:3"} {
-			deliveredOnce(t, boxes, "mcast", group)
+			deliveredOnce(t, boxes, group, group)
 		}
 	})
-	t.Run("broadcast", func(t *testing.T) { deliveredOnce(t, boxes, "bcast", broadcastOf(t, subnet4)) })
-	t.Run("arp-stays", func(t *testing.T) {
+	t.Run("broadcast", func(t *testing.T) {
+		deliveredOnce(t, boxes, "", "255.255.255.255")
+		deliveredOnce(t, boxes, "", broadcastOf(t, subnet4))
+	})
+	t.Run("resolution-stays-on-the-host", func(t *testing.T) {
 		from, to := boxes[0], boxes[1]
-		frames := from.host.wire(t, s, "udp port 8475", func() {
-			from.must(t, "box", "neigh-flush", "eth0")
-			from.must(t, "box", "ping", "--count", "2", "--timeout", "5s", to.ip4)
-			from.must(t, "box", "ping", "--count", "2", "--timeout", "5s", to.ip6)
-		})
-		for _, line := range frames {
-			if strings.Contains(line, "ARP") || strings.Contains(line, "neighbor solicitation") {
-				t.Errorf("resolution reached the wire: %s", line)
-			}
+		capture, err := from.host.Capture(t.Context(), "eth0", "udp port 8475")
+		if err != nil {
+			t.Fatal(err)
 		}
-		if len(frames) == 0 {
-			t.Error("capture shows no tunnel traffic at all")
+		fresh := run(t, from.host, network+"-fresh", network) // has resolved nobody yet
+		defer removeBoxes(t, fresh)
+		fresh.must(t, "ping", "-c", "2", "-W", "3", to.ip4)
+		fresh.must(t, "ping", "-c", "2", "-W", "3", to.ip6)
+		packets, err := capture.Stop(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(packets) < 8 {
+			t.Errorf("capture shows %d tunnel packets, want the pings at least", len(packets))
+		}
+		for _, p := range packets {
+			if strings.Contains(p, "ARP") || strings.Contains(p, "neighbor solicitation, ") && strings.Contains(p, "who has "+to.ip6) {
+				t.Errorf("resolution reached the wire: %s", p)
+			}
 		}
 	})
 }
 
-// deliveredOnce sends from the first box and counts on all others.
-func deliveredOnce(t *testing.T, boxes []*box, kind, to string) {
+// deliveredOnce sends datagrams from the first box and demands that all others
+// get each of them once. A last datagram to each receiver alone comes after
+// all else on the path, so that a late duplicate is not missed.
+func deliveredOnce(t *testing.T, boxes []*box, group, to string) {
 	t.Helper()
 	const packets = 5
-	type heard struct {
-		Received   int `json:"received"`
-		Distinct   int `json:"distinct"`
-		Duplicates int `json:"duplicates"`
-	}
-	receivers := make(chan error, len(boxes)-1)
+	var receivers []*session
 	for _, b := range boxes[1:] {
-		ready, result := b.background(t, "box", kind+"-recv", "--iface", "eth0", "--count", fmt.Sprint(packets),
-			"--quiet", "2s", "--timeout", "20s", to)
-		ready()
-		go func() {
-			out, err := result()
-			var h heard
-			if err == nil {
-				err = json.Unmarshal([]byte(lastLine(out)), &h)
-			}
-			if err == nil && (h.Distinct != packets || h.Duplicates != 0) {
-				err = fmt.Errorf("%s to %s at %s: %d distinct, %d duplicates, want %d and 0", kind, to, b.name, h.Distinct, h.Duplicates, packets)
-			}
-			receivers <- err
-		}()
+		args := []string{"box", "recv", "--count", fmt.Sprint(packets + 1), "--iface", "eth0"}
+		if group != "" {
+			args = append(args, group)
+		}
+		receivers = append(receivers, b.begin(t, args...))
 	}
-	boxes[0].must(t, "box", kind+"-send", "--iface", "eth0", "--count", fmt.Sprint(packets), "--interval", "50ms", to)
-	for range boxes[1:] {
-		select {
-		case err := <-receivers:
-			if err != nil {
-				t.Error(err)
+	boxes[0].must(t, "box", "send", "--iface", "eth0", "--count", fmt.Sprint(packets), to, "cast")
+	for _, b := range boxes[1:] {
+		last := b.ip4
+		if strings.Contains(to, ":") {
+			last = b.ip6
+		}
+		boxes[0].must(t, "box", "send", "--iface", "eth0", last, "last")
+	}
+	for i, r := range receivers {
+		out, err := r.wait(20 * time.Second)
+		if err != nil {
+			t.Errorf("%s at %s: %v", to, boxes[i+1].name, err)
+			continue
+		}
+		if !strings.Contains(out, `"last"`) {
+			t.Errorf("%s at %s: datagrams came twice: %v", to, boxes[i+1].name, r.out)
+		}
+		for n := range packets {
+			if got := strings.Count(strings.Join(r.out, "\n"), fmt.Sprintf(`"cast %d"`, n)); got != 1 {
+				t.Errorf("%s at %s: datagram %d came %d times", to, boxes[i+1].name, n, got)
 			}
-		case <-time.After(30 * time.Second):
-			t.Fatal("receiver does not end")
 		}
 	}
+}
+
+func broadcastOf(t *testing.T, subnet string) string {
+	t.Helper()
+	p := netip.MustParsePrefix(subnet).Masked()
+	b := p.Addr().As4()
+	for bit := p.Bits(); bit < 32; bit++ {
+		b[bit/8] |= 0x80 >> (bit % 8)
+	}
+	return netip.AddrFrom4(b).String()
+}
+
+// hostStack: what arrives on a VXLAN device never enters the host's own stack.
+func hostStack(t *testing.T, s *site) {
+	for _, attach := range []string{"macvlan", "bridge"} {
+		t.Run(attach, func(t *testing.T) {
+			s.createNetwork(t, "stack", []string{"--subnet", "10.36.0.0/24", "--ipv6", "--subnet", "fd36::/64", "-o", "attach=" + attach})
+			evil := run(t, s.Host(1), "evil", "stack", "--privileged")
+			good := run(t, s.Host(2), "good", "stack")
+			victim := s.Host(2)
+			defer func() {
+				removeBoxes(t, evil, good)
+				s.removeNetwork(t, "stack")
+			}()
+			before := snapshot(t, victim)
+			vxlan := vxlanOf(t, victim, "10.36.0.0/24")
+
+			// A router advertisement that every host of a network would believe.
+			evil.must(t, "box", "ra", "eth0", "2001:db8:bad::/64")
+			evil.must(t, "ping", "-c", "1", "-W", "3", good.ip6) // comes after it
+			if d := lab.Difference(before, snapshot(t, victim)); d != "" {
+				t.Errorf("a container's router advertisement changed the host:\n%s", d)
+			}
+
+			// Frames to the VTEP's own MAC, with an address of the host inside.
+			mac := strings.TrimSpace(lab.Must(t)(victim.Exec(t.Context(), "cat", "/sys/class/net/"+vxlan+"/address")))
+			counter := hostDelivers(t, victim)
+			evil.must(t, "ip", "neigh", "replace", "10.36.0.250", "lladdr", mac, "dev", "eth0", "nud", "permanent")
+			evil.must(t, "ip", "route", "replace", victim.IP().String()+"/32", "via", "10.36.0.250", "dev", "eth0", "onlink")
+			evil.must(t, "box", "send", "--iface", "eth0", "--count", "20", victim.IP().String(), "intruder")
+			if out, err := evil.exec(t.Context(), "box", "tcp", victim.IP().String(), "--port", "7950", "--timeout", "1s"); err == nil {
+				t.Errorf("a container reaches a socket of another host through the VTEP's MAC: %s", out)
+			}
+			evil.must(t, "ping", "-c", "1", "-W", "3", good.ip4)
+			if n := hostDelivers(t, victim) - counter; n != 0 {
+				t.Errorf("%d datagrams from a container entered the host's stack", n)
+			}
+		})
+	}
+}
+
+// hostDelivers counts datagrams to ports nobody listens on: those of intruders.
+func hostDelivers(t *testing.T, h *lab.Host) int {
+	t.Helper()
+	out := lab.Must(t)(h.Exec(t.Context(), "sh", "-c", `awk '/^Udp: [0-9]/ {print $3}' /proc/net/snmp`))
+	var n int
+	if _, err := fmt.Sscan(out, &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// vxlanOf finds the network's device by what the command line says.
+func vxlanOf(t *testing.T, h *lab.Host, subnet string) string {
+	t.Helper()
+	for _, n := range networksOf(t, h) {
+		for _, p := range n.Pools {
+			if p.Prefix == subnet {
+				return n.Device
+			}
+		}
+	}
+	t.Fatalf("%s does not hold %s", h.Name, subnet)
+	return ""
+}
+
+type networkStatus struct {
+	Pools []struct {
+		Prefix string `json:"prefix"`
+	} `json:"pools"`
+	VNI    int    `json:"vni"`
+	Device string `json:"device"`
+	MTU    int    `json:"mtu"`
+}
+
+func networksOf(t *testing.T, h *lab.Host) []networkStatus {
+	t.Helper()
+	out, err := isthmus(t.Context(), h, "networks", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var networks []networkStatus
+	if err := decode(out, &networks); err != nil {
+		t.Fatal(err)
+	}
+	return networks
 }

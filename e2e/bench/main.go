@@ -1,0 +1,175 @@
+// Command bench measures, side by side in interleaved rounds on one lab of two
+// hosts, the plain host path, Docker's Swarm overlay, and isthmus in both attach
+// kinds: TCP throughput and TCP request-response times. It prints medians and
+// their ratios; absolute figures of a shared machine mean little.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/isthmus-net/isthmus/e2e/lab"
+)
+
+func main() {
+	rounds := flag.Int("rounds", 8, "interleaved rounds")
+	length := flag.Duration("for", 3*time.Second, "length of each measurement")
+	plugin := flag.String("plugin", "build/plugin", "directory of the managed plugin")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *rounds, *length, *plugin); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// A path is one way from host 2 to host 1.
+type path struct {
+	name string
+	ask  func(ctx context.Context, args ...string) (string, error) // runs box on host 2's end
+	addr string                                                    // of host 1's end
+	mbit []float64
+	p50  []float64
+	p99  []float64
+}
+
+const driver = "isthmus:latest"
+
+func run(ctx context.Context, rounds int, length time.Duration, plugin string) (err error) {
+	l, err := lab.Up(ctx, lab.Config{Hosts: 2, Progress: func(step string) { fmt.Fprintln(os.Stderr, step) }})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if downErr := l.Down(); err == nil {
+			err = downErr
+		}
+	}()
+	dir, err := filepath.Abs(plugin)
+	if err != nil {
+		return err
+	}
+	paths, err := prepare(ctx, l, dir)
+	if err != nil {
+		return err
+	}
+	for round := range rounds {
+		fmt.Fprintf(os.Stderr, "round %d of %d\n", round+1, rounds)
+		for i := range paths {
+			// Each round begins with another path, so that none profits from its place.
+			if err := paths[(i+round)%len(paths)].measure(ctx, length); err != nil {
+				return err
+			}
+		}
+	}
+	show(paths)
+	return nil
+}
+
+// prepare makes the four paths, with containers at both ends of three of them.
+func prepare(ctx context.Context, l *lab.Lab, plugin string) ([]*path, error) {
+	ref, err := l.PushPlugin(ctx, plugin)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.Swarm(ctx, "overlay"); err != nil {
+		return nil, err
+	}
+	for _, h := range l.Hosts() {
+		if err := h.InstallPlugin(ctx, ref, "JOIN=host1,host2", "CLUSTER_KEY=only for the benchmark"); err != nil {
+			return nil, err
+		}
+		for i, attach := range []string{"macvlan", "bridge"} {
+			if _, err := h.Docker(ctx, "network", "create", "-d", driver, "--ipam-driver", driver, "--scope", "local",
+				"--subnet", fmt.Sprintf("10.%d.0.0/24", 61+i), "-o", "attach="+attach, attach); err != nil {
+				return nil, err
+			}
+		}
+	}
+	serve := l.Host(1).Command(ctx, "box", "serve")
+	if err := serve.Start(); err != nil {
+		return nil, err
+	}
+	paths := []*path{{
+		name: "plain host path", addr: l.Host(1).IP().String(),
+		ask: func(ctx context.Context, args ...string) (string, error) {
+			return l.Host(2).Exec(ctx, append([]string{"box"}, args...)...)
+		},
+	}}
+	for _, network := range []string{"overlay", "macvlan", "bridge"} {
+		if _, err := l.Host(1).Docker(ctx, "run", "-d", "--name", "serve-"+network, "--network", network, lab.Image, "box", "serve"); err != nil {
+			return nil, err
+		}
+		if _, err := l.Host(2).Docker(ctx, "run", "-d", "--name", "ask-"+network, "--network", network, lab.Image, "box", "serve"); err != nil {
+			return nil, err
+		}
+		addr, err := l.Host(1).Docker(ctx, "inspect", "-f", "{{(index .NetworkSettings.Networks \""+network+"\").IPAddress}}", "serve-"+network)
+		if err != nil {
+			return nil, err
+		}
+		name := "isthmus vxlan, " + network
+		if network == "overlay" {
+			name = "Docker's Swarm overlay"
+		}
+		paths = append(paths, &path{name: name, addr: strings.TrimSpace(addr),
+			ask: func(ctx context.Context, args ...string) (string, error) {
+				return l.Host(2).Docker(ctx, append([]string{"exec", "ask-" + network, "box"}, args...)...)
+			}})
+	}
+	return paths, nil
+}
+
+func (p *path) measure(ctx context.Context, length time.Duration) error {
+	var stream struct{ MbitPerSecond float64 }
+	if err := p.ask1(ctx, &stream, "throughput", "--for", length.String(), p.addr); err != nil {
+		return err
+	}
+	var rr struct{ P50Micros, P99Micros float64 }
+	if err := p.ask1(ctx, &rr, "rr", "--for", length.String(), p.addr); err != nil {
+		return err
+	}
+	p.mbit = append(p.mbit, stream.MbitPerSecond)
+	p.p50 = append(p.p50, rr.P50Micros)
+	p.p99 = append(p.p99, rr.P99Micros)
+	return nil
+}
+
+func (p *path) ask1(ctx context.Context, into any, args ...string) error {
+	out, err := p.ask(ctx, args...)
+	if err == nil {
+		err = json.Unmarshal([]byte(out), into)
+	}
+	if err != nil {
+		return fmt.Errorf("measure %s by %v: %w", p.name, args, err)
+	}
+	return nil
+}
+
+func show(paths []*path) {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "path\tMbit/s\tp50 µs\tp99 µs\tthroughput / overlay\tp50 / overlay\tp99 / overlay\tthroughput / plain\tp50 / plain")
+	plain, overlay := paths[0], paths[1]
+	for _, p := range paths {
+		fmt.Fprintf(w, "%s\t%.0f\t%.1f\t%.1f\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\n", p.name, median(p.mbit), median(p.p50), median(p.p99),
+			median(p.mbit)/median(overlay.mbit), median(p.p50)/median(overlay.p50), median(p.p99)/median(overlay.p99),
+			median(p.mbit)/median(plain.mbit), median(p.p50)/median(plain.p50))
+	}
+	w.Flush()
+	fmt.Printf("medians of %d interleaved rounds\n", len(plain.mbit))
+}
+
+func median(v []float64) float64 {
+	s := slices.Sorted(slices.Values(v))
+	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}
