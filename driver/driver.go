@@ -3,10 +3,14 @@ package driver
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
+	"sync"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"go.etcd.io/bbolt"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/driver/kernel"
@@ -23,7 +27,7 @@ type Ledger interface {
 	Propose(ctx context.Context, cmd cluster.Command) (cluster.Result, error)
 	// Registry returns the newest local copy, never nil, not to be changed.
 	Registry() *cluster.Registry
-	// Subscribe returns a one-slot channel, signalled when Registry changed.
+	// Subscribe returns a new one-slot channel, signalled when Registry changed.
 	Subscribe() <-chan struct{}
 }
 
@@ -37,7 +41,7 @@ type Heard interface {
 	Settled() bool
 	// Publish replaces this host's own records.
 	Publish([]cluster.Record)
-	// Subscribe returns a one-slot channel, signalled on any change.
+	// Subscribe returns a new one-slot channel, signalled on any change.
 	Subscribe() <-chan struct{}
 }
 
@@ -51,7 +55,8 @@ type Addresses interface {
 	Holds(cluster.PoolKey) bool
 }
 
-// Config is what a Driver needs. All fields but Scope and MTU are required.
+// Config is what a Driver needs. All fields but Name, Scope and MTU are
+// required.
 type Config struct {
 	DB        *bbolt.DB
 	Host      cluster.HostID
@@ -63,6 +68,7 @@ type Config struct {
 	MTU       int        // of the underlay link, in bytes; 0: as Heard says of this host
 	Port      uint16     // UDP port of VXLAN
 	Scope     string     // "local" (default) or "global"
+	Name      string     // by which users call the plugin, "isthmus:latest" if empty
 	Log       logrus.FieldLogger
 }
 
@@ -78,4 +84,116 @@ func (c Config) check() error {
 		return fmt.Errorf("open driver: no VXLAN port")
 	}
 	return nil
+}
+
+// Driver answers NetworkDriver calls. All methods are safe for concurrent use.
+type Driver struct {
+	cfg   Config
+	log   logrus.FieldLogger
+	pace  pace
+	store *store
+	loop  *loop
+	agree *agreement
+
+	mu    sync.Mutex
+	vtep  netip.Addr
+	mtu   int
+	paths map[cluster.HostID]int
+}
+
+// Open reads the stored intent. Nothing is done before Run.
+func Open(cfg Config) (*Driver, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	if cfg.Scope == "" {
+		cfg.Scope = "local"
+	}
+	if cfg.Name == "" {
+		cfg.Name = "isthmus:latest"
+	}
+	s, err := openStore(cfg.DB)
+	if err != nil {
+		return nil, err
+	}
+	d := &Driver{
+		cfg: cfg, log: cfg.Log, pace: defaultPace, store: s,
+		vtep: cfg.VTEP.Unmap(), mtu: cfg.MTU, paths: map[cluster.HostID]int{},
+	}
+	d.loop = newLoop(d)
+	d.agree = newAgreement(d)
+	return d, nil
+}
+
+// Run keeps the kernel, the records and the cluster's registry as they should
+// be until ctx ends. What is in the kernel then stays there and forwards on.
+func (d *Driver) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.loop.run(ctx) })
+	g.Go(func() error { return d.loop.watch(ctx) })
+	g.Go(func() error { return d.agree.run(ctx) })
+	return g.Wait()
+}
+
+// pace is how often things are done; tests hurry.
+type pace struct {
+	audit    time.Duration   // between looks at the kernel that nothing asked for
+	sandbox  time.Duration   // between looks into all sandboxes
+	unseen   time.Duration   // between looks for an interface that Docker is taking
+	forget   time.Duration   // after which an endpoint without a container is Docker's oversight
+	retry    time.Duration   // after the first failed pass; doubles up to audit
+	announce []time.Duration // when to announce a changed address, after the change
+}
+
+// An entry of a container's neighbour table that changed within the last
+// second does not change again (neigh/default/locktime), so one announcement
+// is not enough.
+var defaultPace = pace{
+	audit:    10 * time.Second,
+	sandbox:  time.Minute,
+	unseen:   200 * time.Millisecond,
+	forget:   time.Minute,
+	retry:    250 * time.Millisecond,
+	announce: []time.Duration{0, 1200 * time.Millisecond, 3 * time.Second},
+}
+
+// view gathers what Plan must know of the world.
+func (d *Driver) view() View {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return View{
+		Host: d.cfg.Host, VTEP: d.vtep, Port: d.cfg.Port, MTU: d.mtu,
+		Members: d.cfg.Heard.Members(), Streams: d.cfg.Heard.Streams(), Paths: maps.Clone(d.paths),
+	}
+}
+
+// SetUnderlay tells of a new own address or MTU of the underlay. An address of
+// another family is not taken: all devices, and with them the containers'
+// interfaces, would have to be made anew.
+func (d *Driver) SetUnderlay(addr netip.Addr, mtu int) error {
+	d.mu.Lock()
+	if addr = addr.Unmap(); addr.IsValid() && family(addr) != family(d.vtep) {
+		defer d.mu.Unlock()
+		return fmt.Errorf("change underlay address: %s is %s and %s is %s: restart the plugin to change the family", d.vtep, family(d.vtep), addr, family(addr))
+	}
+	if addr.IsValid() {
+		d.vtep = addr
+	}
+	d.mtu = mtu
+	d.mu.Unlock()
+	d.loop.wake()
+	return nil
+}
+
+// PathMTU tells what a probe found: the largest IP packet, in bytes, that the
+// path to the host carries whole; 0 when it carries what the links promise.
+// It is reported as a problem; the plan does not change.
+func (d *Driver) PathMTU(host cluster.HostID, fits int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if fits > 0 {
+		d.paths[host] = fits
+	} else {
+		delete(d.paths, host)
+	}
 }

@@ -1,7 +1,13 @@
 package driver
 
 import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/isthmus-net/isthmus/cluster"
 )
@@ -71,4 +77,199 @@ type EndpointStatus struct {
 	State   string      `json:"state"`             // created, joined, gone; remote ones: alive, failed
 	Inside  string      `json:"inside,omitempty"`  // interface name inside the container
 	Sandbox string      `json:"sandbox,omitempty"` // of local ones
+}
+
+// Status describes the driver.
+func (d *Driver) Status() Status {
+	in, v := d.store.intent(), d.view()
+	p := Plan(in, v)
+	s := Status{
+		VTEP: v.VTEP, Port: v.Port, MTU: v.underlay(), Settled: d.cfg.Heard.Settled(),
+		Networks: len(p.Segments), Endpoints: len(in.Endpoints), Problems: d.problems(p),
+	}
+	d.loop.mu.Lock()
+	defer d.loop.mu.Unlock()
+	if err := d.loop.last.err; err != nil {
+		s.Error = err.Error()
+	}
+	return s
+}
+
+// problems lists all that is known to be wrong.
+func (d *Driver) problems(p Desired) []Problem {
+	d.loop.mu.Lock()
+	made := d.loop.last.problems
+	d.loop.mu.Unlock()
+	return slices.Concat(p.Problems, d.agree.refused(p.Segments), made)
+}
+
+// Networks lists the cluster networks that this host holds, by id.
+func (d *Driver) Networks() []NetworkStatus {
+	v := d.view()
+	p := Plan(d.store.intent(), v)
+	problems := d.problems(p)
+	out := make([]NetworkStatus, 0, len(p.Segments))
+	for _, s := range p.Segments {
+		n := NetworkStatus{
+			ID: s.Cluster, Docker: s.docker, Pools: s.Pools, Mode: s.Def.Mode, VNI: s.Def.VNI, Device: s.Device,
+			Attach: s.Options.attach(), MTU: s.MTU, ARP: cmp.Or(s.Def.ARP, "suppress"), BUM: cmp.Or(s.Def.BUM, "replicate"),
+			Gateway: cmp.Or(s.Options.Gateway, "docker"), Internal: s.Options.Internal, Foreign: s.Options.Foreign,
+			Local: len(s.Local),
+		}
+		hosts := map[string]bool{v.name(v.Host): true}
+		for _, peer := range s.Peers {
+			hosts[v.name(peer.host)] = true
+			if !peer.onlyHolds() {
+				n.Remote++
+			}
+		}
+		n.Hosts = slices.Sorted(maps.Keys(hosts))
+		for _, problem := range problems {
+			if problem.Network == poolNames(s.Pools) {
+				n.Problems = append(n.Problems, problem)
+			}
+		}
+		out = append(out, n)
+	}
+	return out
+}
+
+// Endpoints lists the endpoints of the networks that this host holds, its own
+// first, as they are recorded: duplicates are among them.
+func (d *Driver) Endpoints() []EndpointStatus {
+	v := d.view()
+	in := d.store.intent()
+	networks := in.held()
+	peers := v.peers(networks, &Desired{})
+	out := []EndpointStatus{}
+	for _, n := range networks {
+		for _, e := range n.endpoints {
+			out = append(out, EndpointStatus{
+				Network: poolNames(n.Pools), VNI: n.Def.VNI, ID: cluster.EndpointIDOf(e.ID).String(), Host: v.name(v.Host), VTEP: v.VTEP,
+				MAC: e.MAC, IPv4: e.IPv4.Addr(), IPv6: e.IPv6.Addr(), State: e.state(), Inside: e.Inside, Sandbox: e.Sandbox,
+			})
+		}
+	}
+	local := len(out)
+	for _, n := range networks {
+		for _, p := range peers[n.Cluster] {
+			if p.onlyHolds() {
+				continue
+			}
+			out = append(out, EndpointStatus{
+				Network: poolNames(n.Pools), VNI: n.Def.VNI, ID: p.Endpoint.String(), Host: v.name(p.host), VTEP: p.vtep,
+				MAC: p.MAC, IPv4: p.IPv4, IPv6: p.IPv6, Name: p.Name, State: string(v.state(p.host)),
+			})
+		}
+	}
+	slices.SortFunc(out[local:], func(a, b EndpointStatus) int {
+		return cmp.Or(cmp.Compare(a.VNI, b.VNI), a.IPv4.Compare(b.IPv4), a.IPv6.Compare(b.IPv6), strings.Compare(a.ID, b.ID))
+	})
+	return out
+}
+
+func (e Endpoint) state() string {
+	switch {
+	case e.Gone:
+		return "gone"
+	case e.Sandbox != "":
+		return "joined"
+	}
+	return "created"
+}
+
+// Live reports whether an endpoint of this host has the address.
+func (d *Driver) Live(pool cluster.PoolKey, addr netip.Addr) bool {
+	in := d.store.intent()
+	for _, e := range in.Endpoints {
+		if (e.IPv4.Addr() == addr || e.IPv6.Addr() == addr) && slices.Contains(in.Networks[e.Network].Pools, pool) {
+			return true
+		}
+	}
+	return false
+}
+
+// Networked reports whether a network of this host uses the pool.
+func (d *Driver) Networked(pool cluster.PoolKey) bool { return d.store.intent().networked(pool) }
+
+// WhoHolds names the host whose endpoint is known to have the address, for
+// error texts; empty when none is known.
+func (d *Driver) WhoHolds(pool cluster.PoolKey, addr netip.Addr) string {
+	if d.Live(pool, addr) {
+		return d.view().name(d.cfg.Host)
+	}
+	return d.remoteHolder(pool, addr)
+}
+
+// remoteHolder names the other host whose endpoint has the address.
+func (d *Driver) remoteHolder(pool cluster.PoolKey, addr netip.Addr) string {
+	networks := map[uint32]bool{}
+	for id, n := range d.cfg.Ledger.Registry().Networks {
+		if slices.Contains(n.Pools, pool) {
+			networks[id] = true
+		}
+	}
+	v := d.view()
+	for _, s := range v.Streams {
+		for _, r := range s.Records {
+			if networks[r.Network] && (r.IPv4 == addr || r.IPv6 == addr) {
+				return v.name(s.Owner)
+			}
+		}
+	}
+	return ""
+}
+
+// Forget drops networks that Docker no longer knows, with their endpoints: what
+// is a Docker network id (or its beginning), a VNI or a pool. It returns the
+// pools that no network of this host uses any more.
+func (d *Driver) Forget(ctx context.Context, what string) ([]cluster.PoolKey, error) {
+	in := d.store.intent()
+	var found []Network
+	clusters := map[uint32]bool{}
+	for _, id := range slices.Sorted(maps.Keys(in.Networks)) {
+		n := in.Networks[id]
+		named := slices.ContainsFunc(n.Pools, func(p cluster.PoolKey) bool { return p.String() == what || p.Prefix.String() == what })
+		if named || fmt.Sprint(n.Def.VNI) == what || len(what) >= 4 && strings.HasPrefix(id, what) {
+			found = append(found, n)
+			clusters[n.Cluster] = true
+		}
+	}
+	switch {
+	case len(found) == 0:
+		return nil, fmt.Errorf("forget network %s: this host has no such network: name a Docker network id, a VNI or a subnet as isthmus networks lists them", what)
+	case len(clusters) > 1:
+		return nil, fmt.Errorf("forget network %s: %d networks are meant: name one by its VNI", what, len(clusters))
+	}
+	for _, e := range in.Endpoints {
+		if e.Joined() && slices.ContainsFunc(found, func(n Network) bool { return n.ID == e.Network }) {
+			return nil, fmt.Errorf("forget network %s: a container is on it (endpoint %s): stop it first", what, short(e.ID))
+		}
+	}
+	var pools []cluster.PoolKey
+	for _, n := range found {
+		if err := d.dropNetwork(n); err != nil {
+			return nil, fmt.Errorf("forget network %s: %w", what, err)
+		}
+		pools = append(pools, n.Pools...)
+	}
+	pools = slices.DeleteFunc(cluster.PoolSet(pools), d.Networked)
+	return pools, d.Sync(ctx, found[0].Cluster)
+}
+
+// Reset drops all intent and clears the kernel, of interfaces that Docker gave
+// back or never took too. Containers on the networks lose them.
+func (d *Driver) Reset(ctx context.Context) error {
+	for _, n := range d.store.intent().Networks {
+		if err := d.dropNetwork(n); err != nil {
+			return fmt.Errorf("reset: %w", err)
+		}
+	}
+	if err := d.store.edit(func(in *Intent) error { clear(in.Endpoints); return nil }); err != nil {
+		return fmt.Errorf("reset: %w", err)
+	}
+	if err := d.Sync(ctx, 0); err != nil {
+		return fmt.Errorf("reset: %w", err)
+	}
+	return nil
 }

@@ -1,0 +1,257 @@
+package driver
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/docker/go-plugins-helpers/network"
+
+	"github.com/isthmus-net/isthmus/cluster"
+)
+
+// Docker waits for ever, and shows the user nothing meanwhile. So each call is
+// bounded; undoing it may take undoTime more.
+const (
+	callTime = 8500 * time.Millisecond
+	undoTime = time.Second
+)
+
+// Keys of Docker's own options.
+const (
+	genericKey  = dockerPrefix + "generic"
+	internalKey = dockerPrefix + "internal"
+	ifnameKey   = dockerPrefix + "endpoint.ifname"
+)
+
+// GetCapabilities says how Docker shall use the driver.
+func (d *Driver) GetCapabilities(context.Context) (*network.CapabilitiesResponse, error) {
+	return &network.CapabilitiesResponse{Scope: d.cfg.Scope, ConnectivityScope: network.GlobalScope}, nil
+}
+
+// CreateNetwork stores the network and makes what it needs in the kernel. When
+// the local copy of the registry has it already, no other host is asked.
+func (d *Driver) CreateNetwork(ctx context.Context, r *network.CreateNetworkRequest) error {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	n, err := d.parseNetwork(r)
+	if err != nil {
+		return fmt.Errorf("create network: %w", err)
+	}
+	if old, ok := d.store.intent().Networks[n.ID]; ok {
+		if !slices.Equal(old.Pools, n.Pools) || old.Options != n.Options {
+			return fmt.Errorf("create network: %s exists already with other subnets or options: remove it first", short(n.ID))
+		}
+		return d.Sync(ctx, old.Cluster)
+	}
+	if err := d.createNetwork(ctx, n); err != nil {
+		return fmt.Errorf("create network: %w", err)
+	}
+	return nil
+}
+
+func (d *Driver) createNetwork(ctx context.Context, n Network) error {
+	if err := d.store.intent().contradiction(n); err != nil {
+		return err
+	}
+	if !n.Options.Foreign {
+		for _, pool := range n.Pools {
+			if !d.cfg.Addresses.Holds(pool) {
+				return fmt.Errorf("pool %s was not handed out by isthmus: pass the same NAME to --ipam-opt space=NAME and -o space=NAME, or neither", pool)
+			}
+		}
+	}
+	asked := d.definition(n.Options)
+	if err := d.checkMTU(n, asked, ""); err != nil {
+		return err
+	}
+	done := d.agree.create(n.Pools)
+	defer done()
+	n, err := d.storeNetwork(ctx, n, asked)
+	if err == nil {
+		err = d.Sync(ctx, n.Cluster)
+	}
+	if err == nil {
+		return nil
+	}
+	// Undo by the same path; the cluster hears of it in the background.
+	if undo := d.dropNetwork(n); undo != nil {
+		d.log.WithError(undo).Error("undo the creation of a network")
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	if undo := d.Sync(ctx, n.Cluster); undo != nil {
+		d.log.WithError(undo).Warn("undo the creation of a network; trying again in the background")
+	}
+	return err
+}
+
+// storeNetwork has the network agreed and its addresses prepared, and stores it.
+func (d *Driver) storeNetwork(ctx context.Context, n Network, asked cluster.Definition) (Network, error) {
+	agreed, known := d.cfg.Ledger.Registry().NetworkOf(n.Pools)
+	if !known || contradicts(asked, agreed.Def) {
+		var err error
+		if agreed, err = d.agree.attach(ctx, n, asked); err != nil {
+			return n, err
+		}
+	}
+	n.Cluster, n.Def = agreed.ID, agreed.Def
+	if err := d.checkMTU(n, n.Def, d.cfg.Ledger.Registry().HostName(agreed.Creator)); err != nil {
+		return n, err
+	}
+	if !n.Options.Foreign {
+		if err := d.cfg.Addresses.Prepare(ctx, n.Pools); err != nil {
+			return n, err
+		}
+	}
+	return n, d.store.edit(func(in *Intent) error {
+		for _, pool := range n.Pools {
+			delete(in.Parting, pool)
+		}
+		in.Networks[n.ID] = n
+		return in.contradiction(n)
+	})
+}
+
+// parseNetwork turns a request into a Network that is not agreed yet.
+func (d *Driver) parseNetwork(r *network.CreateNetworkRequest) (Network, error) {
+	n := Network{ID: r.NetworkID}
+	if n.ID == "" {
+		return n, fmt.Errorf("no network id")
+	}
+	texts := map[string]string{}
+	switch generic := r.Options[genericKey].(type) {
+	case map[string]any:
+		for k, v := range generic {
+			texts[k] = fmt.Sprint(v)
+		}
+	case map[string]string:
+		texts = generic
+	}
+	var err error
+	if n.Options, err = ParseOptions(texts); err != nil {
+		return n, err
+	}
+	n.Options.Internal, _ = r.Options[internalKey].(bool)
+	for _, data := range slices.Concat(r.IPv4Data, r.IPv6Data) {
+		prefix, err := netip.ParsePrefix(data.Pool)
+		switch {
+		case err != nil:
+			return n, fmt.Errorf("parse pool: %w", err)
+		case prefix.Bits() == 0:
+			return n, fmt.Errorf("the network has no subnet: add --ipam-driver %s", d.cfg.Name)
+		case data.AddressSpace == AddressSpace && n.Options.Foreign:
+			return n, fmt.Errorf("option ipam=foreign: the addresses come from isthmus: drop the option, or choose another --ipam-driver")
+		case data.AddressSpace != AddressSpace && !n.Options.Foreign:
+			return n, fmt.Errorf("addresses of %s come from another IPAM driver, which does not know what other hosts use: add --ipam-driver %s (or -o ipam=foreign, and see to it that no two hosts use one address)", prefix, d.cfg.Name)
+		}
+		n.Pools = append(n.Pools, cluster.PoolKey{Space: n.Options.Space, Prefix: prefix.Masked()})
+	}
+	if len(n.Pools) == 0 {
+		return n, fmt.Errorf("the network has no subnet: add --ipam-driver %s", d.cfg.Name)
+	}
+	n.Pools = cluster.PoolSet(n.Pools)
+	return n, nil
+}
+
+// definition is what the options ask the whole cluster to agree on.
+func (d *Driver) definition(o Options) cluster.Definition {
+	v := d.view()
+	def := cluster.Definition{
+		Mode: o.Mode, VNI: o.VNI, MTU: o.MTU, ARP: o.ARP, BUM: o.BUM, Encrypt: "off", Underlay: family(v.VTEP),
+	}
+	if o.Underlay != 0 && o.MTU == 0 {
+		def.MTU = o.Underlay - modeOf(o.Mode).Overhead(v)
+	}
+	return def
+}
+
+// checkMTU refuses a definition whose packets the underlay cannot carry, or
+// that are too small for IPv6 (RFC 8200, section 5). by names who defined it,
+// empty for the user who asks now.
+func (d *Driver) checkMTU(n Network, def cluster.Definition, by string) error {
+	v := d.view()
+	fits, over := v.inside(def.Mode), modeOf(def.Mode).Overhead(v)
+	mtu := cmp.Or(def.MTU, fits)
+	who, remedy := "", fmt.Sprintf("use -o mtu=%d or less, or leave it out", fits)
+	if by != "" {
+		who, remedy = by+" created the network with ", fmt.Sprintf("remove it on all hosts and create it with -o mtu=%d or less", fits)
+	}
+	if mtu > fits {
+		return fmt.Errorf("%smtu=%d needs packets of %d bytes, but the underlay carries %d: %s", who, mtu, mtu+over, v.underlay(), remedy)
+	}
+	v6 := slices.ContainsFunc(n.Pools, func(p cluster.PoolKey) bool { return p.Prefix.Addr().Is6() })
+	if v6 && mtu < 1280 {
+		return fmt.Errorf("%smtu=%d is too small for IPv6, which needs 1280: use -o mtu=1280 or more, or no IPv6 subnet", who, mtu)
+	}
+	return nil
+}
+
+// dropNetwork removes a network and its endpoints from intent; with its last
+// use on this host, the cluster will be told.
+func (d *Driver) dropNetwork(n Network) error {
+	defer d.agree.wake()
+	return d.store.edit(func(in *Intent) error {
+		delete(in.Networks, n.ID)
+		for id, e := range in.Endpoints {
+			if e.Network == n.ID {
+				delete(in.Endpoints, id)
+			}
+		}
+		for _, pool := range n.Pools {
+			if n.Options.Foreign && !in.networked(pool) {
+				in.Parting[pool] = pool
+			}
+		}
+		return nil
+	})
+}
+
+// DeleteNetwork forgets the network; with the last one on its pools, all that
+// it had in the kernel goes. One that is not known is gone already.
+func (d *Driver) DeleteNetwork(ctx context.Context, r *network.DeleteNetworkRequest) error {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	n, ok := d.store.intent().Networks[r.NetworkID]
+	if !ok {
+		return nil
+	}
+	if err := d.dropNetwork(n); err != nil {
+		return fmt.Errorf("delete network: %w", err)
+	}
+	if err := d.Sync(ctx, n.Cluster); err != nil {
+		return fmt.Errorf("delete network: %w", err)
+	}
+	return nil
+}
+
+// AllocateNetwork is asked on a Swarm manager; the options go on to the hosts.
+func (d *Driver) AllocateNetwork(_ context.Context, r *network.AllocateNetworkRequest) (*network.AllocateNetworkResponse, error) {
+	if _, err := ParseOptions(r.Options); err != nil {
+		return nil, fmt.Errorf("allocate network: %w", err)
+	}
+	return &network.AllocateNetworkResponse{Options: r.Options}, nil
+}
+
+// FreeNetwork has nothing to free: AllocateNetwork allocated nothing.
+func (d *Driver) FreeNetwork(context.Context, *network.FreeNetworkRequest) error { return nil }
+
+// DiscoverNew and DiscoverDelete tell of Swarm's nodes; membership is our own.
+func (d *Driver) DiscoverNew(context.Context, *network.DiscoveryNotification) error { return nil }
+
+// DiscoverDelete does nothing, see DiscoverNew.
+func (d *Driver) DiscoverDelete(context.Context, *network.DiscoveryNotification) error { return nil }
+
+// ProgramExternalConnectivity has nothing to do: without a gateway of ours,
+// docker_gwbridge publishes ports.
+func (d *Driver) ProgramExternalConnectivity(context.Context, *network.ProgramExternalConnectivityRequest) error {
+	return nil
+}
+
+// RevokeExternalConnectivity does nothing, see ProgramExternalConnectivity.
+func (d *Driver) RevokeExternalConnectivity(context.Context, *network.RevokeExternalConnectivityRequest) error {
+	return nil
+}

@@ -1,0 +1,320 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/driver/kernel"
+)
+
+// loop makes the kernel as Plan says, again and again. It is the only place
+// that does, and the only part of the driver that waits for the kernel, but
+// for Join.
+type loop struct {
+	d       *Driver
+	kick    chan struct{} // somebody waits for a pass
+	changed chan struct{} // the kernel told of a change
+	// kernel is held by a pass from Plan to its end and by whoever makes an
+	// interface for Docker: no pass that began before the endpoint was stored
+	// may find the interface, and prune it.
+	kernel chan struct{}
+
+	mu     sync.Mutex
+	asked  uint64 // newest ticket, see Sync
+	last   result
+	passed chan struct{} // closed when last changes
+
+	// Of the goroutine in run alone:
+	devices map[string]uint32 // cluster network by link, of this pass and the one before
+	mender
+	speaker
+}
+
+// result is what a pass came to.
+type result struct {
+	upTo     uint64 // tickets that it served
+	err      error
+	general  error            // what failed all networks
+	errs     map[uint32]error // by cluster network: its links and guards
+	problems []Problem
+}
+
+func newLoop(d *Driver) *loop {
+	return &loop{
+		d: d, kick: make(chan struct{}, 1), changed: make(chan struct{}, 1), kernel: make(chan struct{}, 1),
+		passed: make(chan struct{}), devices: map[string]uint32{}, mender: newMender(), speaker: newSpeaker(),
+	}
+}
+
+// wake asks for a pass.
+func (l *loop) wake() {
+	select {
+	case l.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Sync waits for a pass that began after the call, and so includes every edit
+// made before. It returns what that pass could not make of the network's links
+// and guards; network 0 means every error of every network. Entries for other
+// hosts' endpoints do not count: they are tried again, and no container's
+// start should fail for them.
+func (d *Driver) Sync(ctx context.Context, network uint32) error {
+	l := d.loop
+	l.mu.Lock()
+	l.asked++
+	ticket := l.asked
+	l.mu.Unlock()
+	l.wake()
+	for {
+		l.mu.Lock()
+		r, passed := l.last, l.passed
+		l.mu.Unlock()
+		if r.upTo >= ticket {
+			if network == 0 {
+				return r.err
+			}
+			return errors.Join(r.general, r.errs[network])
+		}
+		select {
+		case <-passed:
+		case <-ctx.Done():
+			return fmt.Errorf("apply network: the kernel did not answer in time: %w", ctx.Err())
+		}
+	}
+}
+
+// lock takes the kernel for oneself.
+func (l *loop) lock(ctx context.Context) error {
+	select {
+	case l.kernel <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the kernel: %w", ctx.Err())
+	}
+}
+
+func (l *loop) unlock() { <-l.kernel }
+
+// watch lets the kernel's own notifications wake the loop.
+func (l *loop) watch(ctx context.Context) error {
+	for {
+		err := l.d.cfg.Kernel.Watch(ctx, l.changed)
+		if ctx.Err() != nil {
+			return nil
+		}
+		l.d.log.WithError(err).Warn("watching the kernel failed; looking at it periodically instead")
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(l.d.pace.audit):
+		}
+	}
+}
+
+func (l *loop) run(ctx context.Context) error {
+	news, agreed := l.d.cfg.Heard.Subscribe(), l.d.cfg.Ledger.Subscribe()
+	timer := time.NewTimer(0) // the first pass needs no reason
+	defer timer.Stop()
+	var due, rested time.Time // of the next pass; of the earliest one that nobody waits for
+	var failures int
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.kick:
+			due = time.Time{}
+		case <-l.changed:
+			due = earlier(due, rested)
+		case <-news:
+			due = earlier(due, rested)
+		case <-agreed:
+			due = earlier(due, rested)
+		case <-timer.C:
+		}
+		if now := time.Now(); !now.Before(due) {
+			r := l.pass(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if r.err != nil {
+				failures++
+				l.d.log.WithError(r.err).WithField("attempt", failures).Warn("kernel is not as it should be; trying again")
+			} else {
+				failures = 0
+			}
+			end := time.Now()
+			// News are not worth more than half of a processor.
+			rested = end.Add(min(max(end.Sub(now), 5*time.Millisecond), time.Second))
+			due = end.Add(l.patience(failures))
+			l.finish(r)
+		}
+		next := due
+		if at := l.speak(ctx, time.Now()); !at.IsZero() {
+			next = earlier(next, at)
+		}
+		timer.Reset(time.Until(next))
+	}
+}
+
+// patience is how long the next pass may wait if nothing happens.
+func (l *loop) patience(failures int) time.Duration {
+	p := l.d.pace
+	wait := p.audit
+	if failures > 0 {
+		wait = min(wait, p.retry<<min(failures-1, 16))
+	}
+	if l.waiting() {
+		wait = min(wait, p.unseen)
+	}
+	return wait
+}
+
+func (l *loop) finish(r result) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.last = r
+	close(l.passed)
+	l.passed = make(chan struct{})
+}
+
+// pass makes everything as it should be once.
+func (l *loop) pass(ctx context.Context) result {
+	if err := l.lock(ctx); err != nil {
+		return result{err: err}
+	}
+	defer l.unlock()
+	l.mu.Lock()
+	r := result{upTo: l.asked, errs: map[uint32]error{}}
+	l.mu.Unlock()
+
+	d := l.d
+	want := Plan(d.store.intent(), d.view())
+	for dev, s := range want.Devices {
+		l.devices[dev] = s.Cluster
+	}
+	a := l.apply(ctx, want, &r)
+	maps.DeleteFunc(l.devices, func(dev string, _ uint32) bool { return r.err == nil && want.Devices[dev] == nil })
+	if a.have != nil {
+		gone := l.mend(ctx, want, a, &r)
+		d.cfg.Heard.Publish(slices.DeleteFunc(want.Records, func(rec cluster.Record) bool { return gone[rec.Endpoint] }))
+		l.listen(want, a.first, time.Now())
+	}
+	return r
+}
+
+// applied is what apply saw and did.
+type applied struct {
+	first kernel.State    // before anything was done; nil when it cannot be known
+	have  kernel.State    // after links were made, before the rest
+	made  map[string]bool // links that were created
+}
+
+// apply dumps, compares and does; when links were touched it looks again,
+// since the kernel drops neighbours with them.
+func (l *loop) apply(ctx context.Context, want Desired, r *result) applied {
+	a := applied{made: map[string]bool{}}
+	rules := kernel.Options{KeepRemote: !l.d.cfg.Heard.Settled(), Stale: want.stale}
+	var failed error
+	for attempt := 0; attempt < 2; attempt++ {
+		have, err := l.d.cfg.Kernel.Dump(ctx)
+		if err != nil {
+			r.err = fmt.Errorf("read the kernel's state: %w", err)
+			r.general = r.err
+			return a
+		}
+		if a.first == nil {
+			a.first = have
+		}
+		a.have = have
+		ops := kernel.Diff(have, want.State, rules)
+		if len(ops) == 0 {
+			return a
+		}
+		for _, op := range ops {
+			l.d.log.WithField("op", op.String()).Debug("change kernel")
+		}
+		failed = l.d.cfg.Kernel.Do(ctx, ops)
+		for _, name := range kernel.Recreated(ops) {
+			a.made[name] = true
+		}
+		if failed == nil && !touchesLinks(ops) {
+			return a
+		}
+	}
+	if failed != nil {
+		l.blame(ctx, want, rules, failed, r)
+	}
+	return a
+}
+
+func touchesLinks(ops []kernel.Op) bool {
+	return slices.ContainsFunc(ops, func(op kernel.Op) bool { return op.Object.Key().Type == "link" })
+}
+
+// blame sorts an error of Do by network: a network failed when a link or guard
+// of its is not as it should be. The kernel itself is asked which those are;
+// the error only says why.
+func (l *loop) blame(ctx context.Context, want Desired, rules kernel.Options, failed error, r *result) {
+	r.err = failed
+	have, err := l.d.cfg.Kernel.Dump(ctx)
+	if err != nil {
+		r.general = failed
+		return
+	}
+	for _, op := range kernel.Diff(have, want.State, rules) {
+		key := op.Object.Key()
+		network, ok := l.devices[key.Dev]
+		if !ok || key.Type != "link" && key.Type != "guard" {
+			continue
+		}
+		cause := fmt.Errorf("%s: %w", op, failed)
+		for _, one := range leaves(failed) {
+			if strings.Contains(one.Error()+" ", " "+key.Dev+" ") || strings.Contains(one.Error(), " "+key.Dev+":") {
+				cause = one
+				break
+			}
+		}
+		r.errs[network] = errors.Join(r.errs[network], cause)
+	}
+}
+
+// leaves takes apart what errors.Join put together.
+func leaves(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var out []error
+	for _, e := range joined.Unwrap() {
+		out = append(out, leaves(e)...)
+	}
+	return out
+}
+
+// stale tells the entries that are wrong whatever other hosts say: those for
+// addresses of this host's own endpoints.
+func (d *Desired) stale(o kernel.Object) bool {
+	s := d.Devices[o.Key().Dev]
+	switch o := o.(type) {
+	case kernel.Neigh:
+		return s != nil && s.ownIP[o.IP]
+	case kernel.FDB:
+		return s != nil && s.ownMAC[o.MAC]
+	}
+	return false
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}

@@ -1,0 +1,53 @@
+package driver
+
+import (
+	"strings"
+
+	"github.com/isthmus-net/isthmus/driver/kernel"
+)
+
+// Mode is how one kind of network reaches its peers. Its functions are pure.
+type Mode struct {
+	Name string
+	// Plan adds what the network needs in the kernel to d, and says which links
+	// of s lead to the other hosts and speak for this one.
+	Plan func(s *segment, v View, d *Desired)
+	// Attach describes the interface that Docker takes for one endpoint.
+	Attach func(n held, e Endpoint, mtu int) kernel.Handover
+	// Overhead is what encapsulation takes from the underlay's MTU, in bytes.
+	Overhead func(v View) int
+}
+
+// modes lists what can be built, the default first.
+var modes = []Mode{vxlan}
+
+// unbuilt lists the modes that have a name but no file yet.
+var unbuilt = []string{"macvlan", "ipvlan", "host-gw", "routed"}
+
+// modeOf finds a mode; every stored network has one, since parsing refuses
+// other names.
+func modeOf(name string) Mode {
+	for _, m := range modes {
+		if m.Name == name {
+			return m
+		}
+	}
+	return modes[0]
+}
+
+func built(name string) bool {
+	for _, m := range modes {
+		if m.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+func modeNames() string {
+	names := make([]string, 0, len(modes)+len(unbuilt))
+	for _, m := range modes {
+		names = append(names, m.Name)
+	}
+	return strings.Join(append(names, unbuilt...), ", ")
+}

@@ -1,0 +1,199 @@
+package driver
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Options is what a user asked of a network with -o, --internal and --ipv6.
+// Empty fields were not mentioned. Options are comparable.
+type Options struct {
+	Mode     string `json:"mode"`
+	MTU      int    `json:"mtu,omitempty"`      // inside, in bytes
+	Underlay int    `json:"underlay,omitempty"` // MTU below, as Docker's overlay driver has it
+	VNI      uint32 `json:"vni,omitempty"`
+	Attach   string `json:"attach,omitempty"`
+	ARP      string `json:"arp,omitempty"`
+	BUM      string `json:"bum,omitempty"`
+	Gateway  string `json:"gateway,omitempty"`
+	Space    string `json:"space,omitempty"`
+	Foreign  bool   `json:"foreign,omitempty"` // addresses come from another IPAM driver
+	Internal bool   `json:"internal,omitempty"`
+}
+
+// local names and compares the options that need not be equal on all hosts,
+// but must be for two Docker networks of one host that are the same network.
+func (o Options) local() []setting {
+	return []setting{
+		{"attach", o.attach()},
+		{"gateway", cmp.Or(o.Gateway, "docker")},
+		{"internal", strconv.FormatBool(o.Internal)},
+		{"ipam", map[bool]string{false: "isthmus", true: "foreign"}[o.Foreign]},
+	}
+}
+
+type setting struct{ key, value string }
+
+// attach resolves attach=auto.
+func (o Options) attach() string {
+	if o.Attach == "bridge" {
+		return "bridge"
+	}
+	return "macvlan"
+}
+
+// option is one key of -o: where it belongs and what it may say.
+type option struct {
+	key    string
+	modes  []string // none: all
+	values []string // the default first; none: any that set accepts
+	later  []string // patterns of values that have a name but are not built yet
+	set    func(o *Options, value string) error
+}
+
+const (
+	dockerPrefix = "com.docker.network."
+	dockerMTU    = dockerPrefix + "driver.mtu"
+	overlayVNI   = dockerPrefix + "driver.overlay.vxlanid_list"
+)
+
+// options lists all keys; the order is that of the documentation.
+var options = []option{
+	{key: "mode"}, // taken before the others, see ParseOptions
+	{key: "mtu", set: func(o *Options, v string) (err error) { o.MTU, err = number(v, 68, 65535); return }},
+	{key: "vni", modes: []string{"vxlan"}, set: setVNI},
+	{key: "attach", modes: []string{"vxlan"}, values: []string{"auto", "macvlan", "bridge"}, set: func(o *Options, v string) error { o.Attach = v; return nil }},
+	{key: "discovery", modes: []string{"vxlan"}, values: []string{"gossip"}, later: []string{"multicast"}},
+	{key: "group", modes: []string{"vxlan"}, later: []string{"*"}},
+	{key: "arp", modes: []string{"vxlan"}, values: []string{"suppress", "flood"}, set: func(o *Options, v string) error { o.ARP = v; return nil }},
+	{key: "bum", modes: []string{"vxlan"}, values: []string{"replicate", "none"}, set: func(o *Options, v string) error { o.BUM = v; return nil }},
+	{key: "encrypt", modes: []string{"vxlan", "host-gw", "routed"}, values: []string{"off"}, later: []string{"wireguard"}},
+	{key: "encrypted", modes: []string{"vxlan", "host-gw", "routed"}, values: []string{"off", "false"}, later: []string{"", "on", "true"}},
+	{key: "gateway", modes: []string{"vxlan"}, values: []string{"docker", "none"}, later: []string{"distributed", "host:*"}, set: func(o *Options, v string) error { o.Gateway = v; return nil }},
+	{key: "parent", modes: []string{"macvlan", "ipvlan"}},
+	{key: "macvlan_mode", modes: []string{"macvlan"}},
+	{key: "ipvlan_mode", modes: []string{"ipvlan"}},
+	{key: "ipvlan_flag", modes: []string{"ipvlan"}},
+	{key: "host_access", values: []string{"off"}, later: []string{"on"}},
+	{key: "fallback", modes: []string{"host-gw"}},
+	{key: "bgp", modes: []string{"routed", "host-gw", "ipvlan"}},
+	{key: "ipam", values: []string{"isthmus", "foreign"}, set: func(o *Options, v string) error { o.Foreign = v == "foreign"; return nil }},
+	{key: "space", set: func(o *Options, v string) error {
+		if !spaceName.MatchString(v) {
+			return fmt.Errorf("need a name of letters, digits, dots, dashes and underscores")
+		}
+		o.Space = v
+		return nil
+	}},
+}
+
+var spaceName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+
+// ParseOptions checks the -o options of a network. Every key and value is
+// understood or refused, naming the keys that belong to the mode; of Docker's
+// own keys (com.docker.network.*) those that mean something here are used.
+func ParseOptions(in map[string]string) (Options, error) {
+	o := Options{Mode: cmp.Or(in["mode"], modes[0].Name)}
+	if slices.Contains(unbuilt, o.Mode) {
+		return o, fmt.Errorf("option mode=%s is not built yet in this version", o.Mode)
+	}
+	if !built(o.Mode) {
+		return o, fmt.Errorf("option mode=%s is unknown: the modes are %s", o.Mode, modeNames())
+	}
+	for _, key := range slices.Sorted(maps.Keys(in)) {
+		var err error
+		switch {
+		case key == "mode":
+		case key == dockerMTU:
+			// Docker's overlay driver takes this for the MTU of the underlay.
+			o.Underlay, err = number(in[key], 68, 65535)
+		case key == overlayVNI:
+			err = setVNI(&o, in[key])
+		case strings.HasPrefix(key, dockerPrefix):
+		default:
+			err = o.parse(key, in[key])
+			if err != nil {
+				return o, err
+			}
+		}
+		if err != nil {
+			return o, fmt.Errorf("option %s=%s: %w", key, in[key], err)
+		}
+	}
+	if o.MTU != 0 && o.Underlay != 0 {
+		return o, fmt.Errorf("options mtu and %s both say the MTU, the second one that of the underlay: use one of them", dockerMTU)
+	}
+	return o, nil
+}
+
+func (o *Options) parse(key, value string) error {
+	name, _, _ := strings.Cut(key, ".") // parent.HOST is parent
+	i := slices.IndexFunc(options, func(p option) bool { return p.key == key || p.key == name && name == "parent" })
+	if i < 0 {
+		return fmt.Errorf("option %s is unknown: mode %s takes %s", key, o.Mode, keysOf(o.Mode))
+	}
+	p := options[i]
+	if !p.in(o.Mode) {
+		return fmt.Errorf("option %s belongs to mode %s, not to %s, which takes %s", key, orNotBuilt(p.modes), o.Mode, keysOf(o.Mode))
+	}
+	for _, later := range p.later {
+		if match, _ := path.Match(later, value); match {
+			return fmt.Errorf("option %s=%s is not built yet in this version", key, value)
+		}
+	}
+	if p.values != nil && !slices.Contains(p.values, value) {
+		return fmt.Errorf("option %s=%s is unknown: the values are %s", key, value, strings.Join(p.values, ", "))
+	}
+	if p.set == nil {
+		return nil
+	}
+	if err := p.set(o, value); err != nil {
+		return fmt.Errorf("option %s=%s: %w", key, value, err)
+	}
+	return nil
+}
+
+func (p option) in(mode string) bool { return p.modes == nil || slices.Contains(p.modes, mode) }
+
+// keysOf lists the keys that belong to a mode, for people.
+func keysOf(mode string) string {
+	var keys []string
+	for _, p := range options {
+		if p.in(mode) {
+			keys = append(keys, p.key)
+		}
+	}
+	return strings.Join(append(keys, dockerMTU), ", ")
+}
+
+// orNotBuilt names modes, and says so when none of them is built.
+func orNotBuilt(names []string) string {
+	s := strings.Join(names, " or ")
+	if !slices.ContainsFunc(names, built) {
+		s += " (not built yet in this version)"
+	}
+	return s
+}
+
+func setVNI(o *Options, value string) error {
+	n, err := number(value, 1, 1<<24-1)
+	if err == nil && o.VNI != 0 && o.VNI != uint32(n) {
+		err = fmt.Errorf("another option says %d", o.VNI)
+	}
+	o.VNI = uint32(n)
+	return err
+}
+
+func number(value string, least, most int) (int, error) {
+	n, err := strconv.Atoi(value)
+	if err != nil || n < least || n > most {
+		return 0, fmt.Errorf("need a number from %d to %d", least, most)
+	}
+	return n, nil
+}

@@ -1,0 +1,319 @@
+package driver
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/driver/kernel"
+)
+
+// View is what Plan knows of the world beyond this host's intent: plain
+// values, taken once at the start of a pass.
+type View struct {
+	Host    cluster.HostID
+	VTEP    netip.Addr
+	Port    uint16
+	MTU     int // of this host's underlay link; 0: only Members tell
+	Members []cluster.Member
+	Streams []cluster.Stream
+	// Paths holds the hosts whose path was probed and found narrower than the
+	// links say, with the largest IP packet that passes whole.
+	Paths map[cluster.HostID]int
+}
+
+// Desired is what a Plan comes to. Slices are sorted.
+type Desired struct {
+	State     kernel.State
+	Handovers []handover
+	Records   []cluster.Record        // all that this host publishes
+	Bindings  map[binding]cluster.MAC // who is who in the networks held here
+	Segments  []*segment              // by cluster network id
+	Devices   map[string]*segment     // by link
+	Problems  []Problem
+}
+
+// handover is a joined endpoint with all that it takes to make its interface.
+type handover struct {
+	kernel.Handover
+	Endpoint Endpoint
+}
+
+// binding is an address in a cluster network.
+type binding struct {
+	Network uint32
+	IP      netip.Addr
+}
+
+// segment is one cluster network as it lies on this host. Plan fills it but
+// for Device and Speaker, which are the mode's.
+type segment struct {
+	held
+	MTU     int
+	Peers   []peer              // what other hosts run in it, duplicates resolved
+	Local   []cluster.MAC       // of the joined endpoints
+	Device  string              // link that leads to the other hosts
+	Speaker string              // link that the host itself announces from
+	ownIP   map[netip.Addr]bool // of all endpoints here, joined or not
+	ownMAC  map[cluster.MAC]bool
+}
+
+// peer is one record of another host in a held network. Addresses that
+// another endpoint won are zero, and so is the MAC.
+type peer struct {
+	cluster.Record
+	host  cluster.HostID
+	vtep  netip.Addr
+	alive bool
+}
+
+// Plan computes what this host should hold. It is pure and total: what cannot
+// be planned becomes a Problem.
+func Plan(in *Intent, v View) Desired {
+	d := Desired{
+		State:    kernel.State{},
+		Bindings: map[binding]cluster.MAC{},
+		Devices:  map[string]*segment{},
+	}
+	networks := in.held()
+	peers := v.peers(networks, &d)
+	for _, n := range networks {
+		s := &segment{held: n, MTU: v.mtu(n), ownIP: map[netip.Addr]bool{}, ownMAC: map[cluster.MAC]bool{}}
+		d.Segments = append(d.Segments, s)
+		d.Records = append(d.Records, cluster.Record{Network: n.Cluster})
+		for _, e := range n.endpoints {
+			s.ownMAC[e.MAC] = true
+			for _, a := range e.Addrs() {
+				s.ownIP[a.Addr()] = true
+			}
+			if e.Joined() {
+				d.Records = append(d.Records, e.record(n.Cluster))
+				s.Local = append(s.Local, e.MAC)
+			}
+		}
+		s.Peers = resolve(s, peers[n.Cluster], v, &d)
+		v.checkMTU(s, &d)
+		modeOf(n.Def.Mode).Plan(s, v, &d)
+	}
+	if len(networks) == 0 {
+		v.checkPaths(modes[0].Overhead(v), v.underlay(), &d)
+	}
+	slices.SortFunc(d.Problems, func(a, b Problem) int {
+		return cmp.Or(strings.Compare(a.Network, b.Network), strings.Compare(a.Cause, b.Cause))
+	})
+	d.Problems = slices.Compact(d.Problems)
+	return d
+}
+
+// peers lists the other hosts' records of each held network, but those of
+// hosts that no tunnel of ours can reach.
+func (v View) peers(networks []held, d *Desired) map[uint32][]peer {
+	out := make(map[uint32][]peer, len(networks))
+	for _, n := range networks {
+		out[n.Cluster] = nil
+	}
+	for _, s := range v.Streams {
+		if s.Owner == v.Host {
+			continue
+		}
+		reachable := family(s.Info.VTEP) == family(v.VTEP) && s.Info.VTEP.IsValid() && s.Info.VTEP != v.VTEP
+		alive := v.state(s.Owner) == cluster.Alive
+		useful := false
+		for _, r := range s.Records {
+			list, ok := out[r.Network]
+			if !ok {
+				continue
+			}
+			useful = true
+			if reachable {
+				out[r.Network] = append(list, peer{Record: r, host: s.Owner, vtep: s.Info.VTEP.Unmap(), alive: alive})
+			}
+		}
+		if useful && !reachable {
+			d.Problems = append(d.Problems, v.unreachable(s))
+		}
+	}
+	return out
+}
+
+func (v View) unreachable(s cluster.Stream) Problem {
+	name := v.name(s.Owner)
+	switch {
+	case !s.Info.VTEP.IsValid():
+		return Problem{Cause: fmt.Sprintf("host %s does not say its underlay address", name), Remedy: "look at its status"}
+	case s.Info.VTEP == v.VTEP:
+		return Problem{Cause: fmt.Sprintf("host %s says that it has this host's underlay address %s", name, v.VTEP), Remedy: "set ADVERTISE on it to its own address"}
+	}
+	return Problem{
+		Cause:  fmt.Sprintf("host %s has an %s underlay (%s), this host an %s one (%s)", name, family(s.Info.VTEP), s.Info.VTEP, family(v.VTEP), v.VTEP),
+		Remedy: "set ADVERTISE to addresses of one family on all hosts",
+	}
+}
+
+// resolve settles who holds an address or a MAC that is claimed twice: an own
+// endpoint before all others on this host, then the higher lease, then a host
+// that is alive, then the lower id. Others' claims are zeroed in the result.
+func resolve(s *segment, peers []peer, v View, d *Desired) []peer {
+	byIP, byMAC := make(map[netip.Addr]*peer, len(peers)), make(map[cluster.MAC]*peer, len(peers))
+	for i := range peers {
+		p := &peers[i]
+		if p.onlyHolds() {
+			continue
+		}
+		if w := byMAC[p.MAC]; w == nil || p.beats(w, max(p.Lease4, p.Lease6), max(w.Lease4, w.Lease6)) {
+			byMAC[p.MAC] = p
+		}
+		for _, ip := range p.addrs() {
+			if w := byIP[ip]; w == nil || p.beats(w, p.lease(ip), w.lease(ip)) {
+				byIP[ip] = p
+			}
+		}
+	}
+	// lost reports whether p must give up a claim, and says so.
+	lost := func(p *peer, own bool, winner *peer, what fmt.Stringer) bool {
+		if !own && winner == p {
+			return false
+		}
+		host := v.Host
+		if !own {
+			host = winner.host
+		}
+		if host != p.host {
+			d.Problems = append(d.Problems, duplicate(s, what, v.name(host), v.name(p.host)))
+		}
+		return true
+	}
+	out := slices.Clone(peers)
+	for i := range peers {
+		p, o := &peers[i], &out[i]
+		if p.onlyHolds() {
+			continue
+		}
+		if lost(p, s.ownMAC[p.MAC], byMAC[p.MAC], p.MAC) {
+			o.MAC = cluster.MAC{}
+		}
+		for _, ip := range p.addrs() {
+			switch {
+			case !lost(p, s.ownIP[ip], byIP[ip], ip):
+				d.Bindings[binding{s.Cluster, ip}] = p.MAC
+			case ip == p.IPv4:
+				o.IPv4 = netip.Addr{}
+			default:
+				o.IPv6 = netip.Addr{}
+			}
+		}
+	}
+	for _, e := range s.endpoints {
+		for _, a := range e.Addrs() {
+			if e.Joined() {
+				d.Bindings[binding{s.Cluster, a.Addr()}] = e.MAC
+			}
+		}
+	}
+	return out
+}
+
+func duplicate(s *segment, what fmt.Stringer, a, b string) Problem {
+	return Problem{
+		Network: poolNames(s.Pools),
+		Cause:   fmt.Sprintf("%s is held by a container on %s and by one on %s", what, min(a, b), max(a, b)),
+		Remedy:  "remove one of the two",
+	}
+}
+
+// onlyHolds reports whether the record says no more than that its host holds
+// the network.
+func (p *peer) onlyHolds() bool { return p.Endpoint == cluster.EndpointID{} }
+
+func (p *peer) addrs() []netip.Addr {
+	out := make([]netip.Addr, 0, 2)
+	for _, ip := range [2]netip.Addr{p.IPv4, p.IPv6} {
+		if ip.IsValid() {
+			out = append(out, ip)
+		}
+	}
+	return out
+}
+
+func (p *peer) lease(ip netip.Addr) uint64 {
+	if ip == p.IPv4 {
+		return p.Lease4
+	}
+	return p.Lease6
+}
+
+func (p *peer) beats(q *peer, mine, theirs uint64) bool {
+	if mine != theirs {
+		return mine > theirs
+	}
+	if p.alive != q.alive {
+		return p.alive
+	}
+	return cmp.Or(cmp.Compare(p.host, q.host), slices.Compare(p.Endpoint[:], q.Endpoint[:])) < 0
+}
+
+func (v View) state(host cluster.HostID) cluster.MemberState {
+	for _, m := range v.Members {
+		if m.ID == host {
+			return m.State
+		}
+	}
+	return cluster.Failed
+}
+
+// name returns the name of a host for people.
+func (v View) name(host cluster.HostID) string {
+	for _, m := range v.Members {
+		if m.ID == host && m.Info.Name != "" {
+			return m.Info.Name
+		}
+	}
+	return host.Short()
+}
+
+// underlay returns the smallest MTU of the cluster's underlay links of our
+// family: a network is one segment, and has one MTU.
+func (v View) underlay() int {
+	least := v.MTU
+	for _, m := range v.Members {
+		if m.State != cluster.Left && m.Info.MTU > 0 && family(m.Info.VTEP) == family(v.VTEP) && (least == 0 || m.Info.MTU < least) {
+			least = m.Info.MTU
+		}
+	}
+	return cmp.Or(least, 1500)
+}
+
+// inside returns the MTU that fits a network's containers.
+func (v View) inside(mode string) int { return v.underlay() - modeOf(mode).Overhead(v) }
+
+// mtu returns the MTU of a network's links.
+func (v View) mtu(n held) int { return cmp.Or(n.Def.MTU, v.inside(n.Def.Mode)) }
+
+// checkMTU reports a network whose packets do not fit a link or a path.
+func (v View) checkMTU(s *segment, d *Desired) {
+	over := modeOf(s.Def.Mode).Overhead(v)
+	if fits := v.inside(s.Def.Mode); s.MTU > fits {
+		d.Problems = append(d.Problems, Problem{
+			Network: poolNames(s.Pools),
+			Cause:   fmt.Sprintf("its MTU of %d does not fit an underlay of %d", s.MTU, v.underlay()),
+			Remedy:  fmt.Sprintf("create the network with -o mtu=%d", fits),
+		})
+	}
+	v.checkPaths(over, s.MTU+over, d)
+}
+
+// checkPaths reports the paths that carry less than need.
+func (v View) checkPaths(overhead, need int, d *Desired) {
+	for _, host := range slices.Sorted(maps.Keys(v.Paths)) {
+		if carries := v.Paths[host]; carries < need {
+			d.Problems = append(d.Problems, Problem{
+				Cause:  fmt.Sprintf("path to %s carries %d bytes, not %d", v.name(host), carries, v.underlay()),
+				Remedy: fmt.Sprintf("create the network with -o mtu=%d", carries-overhead),
+			})
+		}
+	}
+}
