@@ -106,7 +106,7 @@ func (c *Capture) Packets() []string {
 // call is missing: a frame is sent after them, and awaited.
 func (c *Capture) Stop(ctx context.Context) ([]string, error) {
 	defer c.end()
-	_, err := c.host.run(c.host.tool(ctx, c.host.lab.toolPath(), "mark", c.iface), []string{"box", "mark", c.iface})
+	_, err := c.host.run(c.host.tool(ctx, c.host.lab.toolPath(), "frame", c.iface), []string{"box", "frame", c.iface})
 	if err == nil {
 		select {
 		case <-c.marked:
@@ -125,4 +125,3 @@ func (c *Capture) Stop(ctx context.Context) ([]string, error) {
 	// What came after the marker is of the time after the call.
 	return c.Packets(), nil
 }
-

@@ -95,8 +95,6 @@ func cacheDir() string {
 	return "/var/cache/isthmus-lab"
 }
 
-func statePath(id string) string { return filepath.Join(runDir, id, "state.json") }
-func labDir(id string) string    { return filepath.Join(diskDir(), id) }
-func cgroupPath(id string) string {
-	return "isthmus-lab/" + id
-}
+func statePath(id string) string  { return filepath.Join(runDir, id, "state.json") }
+func labDir(id string) string     { return filepath.Join(diskDir(), id) }
+func cgroupPath(id string) string { return "isthmus-lab-" + id }

@@ -24,9 +24,8 @@ type Lab struct {
 	sw     *node
 	hosts  []*Host
 
-	mu    sync.Mutex // guards state and links
+	mu    sync.Mutex // guards state
 	state state
-	links links
 }
 
 // Up makes a lab, removing those that were left behind first. It returns when

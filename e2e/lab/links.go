@@ -9,8 +9,15 @@ import (
 	"time"
 )
 
-// pair is one direction between two hosts.
+// pair is one direction between two hosts, "1>2" in text.
 type pair struct{ from, to int }
+
+func (p pair) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%d>%d", p.from, p.to), nil }
+
+func (p *pair) UnmarshalText(b []byte) error {
+	_, err := fmt.Sscanf(string(b), "%d>%d", &p.from, &p.to)
+	return err
+}
 
 func (p pair) compare(q pair) int {
 	if p.from != q.from {
@@ -22,8 +29,8 @@ func (p pair) compare(q pair) int {
 // links is what the switch does to frames. The switch is told the whole of it at
 // each change, so that no order of calls leaves anything behind.
 type links struct {
-	loss map[pair]int // percent of frames dropped; 100 is a cut
-	mtu  map[pair]int // IP packets longer than this are dropped
+	Loss map[pair]int `json:"loss,omitempty"` // percent of frames dropped; 100 is a cut
+	MTU  map[pair]int `json:"mtu,omitempty"`  // IP packets longer than this are dropped
 }
 
 // ruleset renders the links for nft(8).
@@ -31,43 +38,40 @@ func (s links) ruleset() string {
 	var b strings.Builder
 	b.WriteString("table bridge lab\ndelete table bridge lab\ntable bridge lab {\n\tchain forward {\n\t\ttype filter hook forward priority 0\n")
 	match := func(p pair) string { return fmt.Sprintf("iifname \"host%d\" oifname \"host%d\"", p.from, p.to) }
-	for _, p := range slices.SortedFunc(maps.Keys(s.loss), pair.compare) {
-		if percent := s.loss[p]; percent == 100 {
+	for _, p := range slices.SortedFunc(maps.Keys(s.Loss), pair.compare) {
+		if percent := s.Loss[p]; percent == 100 {
 			fmt.Fprintf(&b, "\t\t%s drop\n", match(p))
 		} else {
 			fmt.Fprintf(&b, "\t\t%s numgen random mod 100 < %d drop\n", match(p), percent)
 		}
 	}
-	for _, p := range slices.SortedFunc(maps.Keys(s.mtu), pair.compare) {
-		fmt.Fprintf(&b, "\t\t%s meta length > %d drop\n", match(p), s.mtu[p])
+	for _, p := range slices.SortedFunc(maps.Keys(s.MTU), pair.compare) {
+		fmt.Fprintf(&b, "\t\t%s meta length > %d drop\n", match(p), s.MTU[p])
 	}
 	b.WriteString("\t}\n}\n")
 	return b.String()
 }
 
-func (l *Lab) applyLinks(ctx context.Context) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.applyLinksLocked(ctx)
-}
-
-func (l *Lab) applyLinksLocked(ctx context.Context) error {
-	cmd := l.sw.tool(ctx, "nft", "-f", "-")
-	cmd.Stdin = strings.NewReader(l.links.ruleset())
-	_, err := l.sw.run(cmd, cmd.Args)
-	return err
-}
-
+// change edits the links, tells the switch, and notes them for other processes.
 func (l *Lab) change(edit func(*links)) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.links.loss == nil {
-		l.links = links{loss: map[pair]int{}, mtu: map[pair]int{}}
+	s := &l.state.Links
+	if s.Loss == nil {
+		s.Loss = map[pair]int{}
 	}
-	edit(&l.links)
-	return l.applyLinksLocked(ctx)
+	if s.MTU == nil {
+		s.MTU = map[pair]int{}
+	}
+	edit(s)
+	cmd := l.sw.tool(ctx, "nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(s.ruleset())
+	if _, err := l.sw.run(cmd, cmd.Args); err != nil {
+		return err
+	}
+	return l.state.write()
 }
 
 // Cut drops all frames between two hosts, both ways. Both still reach the
@@ -76,7 +80,7 @@ func (l *Lab) Cut(a, b int) error { return l.Loss(a, b, 100) }
 
 // CutOneWay drops all frames that from sends to to.
 func (l *Lab) CutOneWay(from, to int) error {
-	return l.change(func(s *links) { s.loss[pair{from, to}] = 100 })
+	return l.change(func(s *links) { s.Loss[pair{from, to}] = 100 })
 }
 
 // Isolate cuts a host off from every other.
@@ -84,7 +88,7 @@ func (l *Lab) Isolate(host int) error {
 	return l.change(func(s *links) {
 		for _, h := range l.hosts {
 			if h.Index != host {
-				s.loss[pair{host, h.Index}], s.loss[pair{h.Index, host}] = 100, 100
+				s.Loss[pair{host, h.Index}], s.Loss[pair{h.Index, host}] = 100, 100
 			}
 		}
 	})
@@ -99,9 +103,9 @@ func (l *Lab) Loss(a, b, percent int) error {
 	return l.change(func(s *links) {
 		for _, p := range []pair{{a, b}, {b, a}} {
 			if percent == 0 {
-				delete(s.loss, p)
+				delete(s.Loss, p)
 			} else {
-				s.loss[p] = percent
+				s.Loss[p] = percent
 			}
 		}
 	})
@@ -121,7 +125,7 @@ func (l *Lab) PathMTU(a, b, bytes int) error {
 			return err
 		}
 	}
-	return l.change(func(s *links) { s.mtu[pair{a, b}], s.mtu[pair{b, a}] = bytes, bytes })
+	return l.change(func(s *links) { s.MTU[pair{a, b}], s.MTU[pair{b, a}] = bytes, bytes })
 }
 
 // HostDown takes the carrier off a host's link, as pulling its cable would.
@@ -152,7 +156,7 @@ func (l *Lab) Delay(host int, d time.Duration) error {
 // Heal undoes all of the above, but MTUs set by Host.SetMTU, and leaves hosts
 // that are powered off alone.
 func (l *Lab) Heal() error {
-	if err := l.change(func(s *links) { clear(s.loss); clear(s.mtu) }); err != nil {
+	if err := l.change(func(s *links) { clear(s.Loss); clear(s.MTU) }); err != nil {
 		return err
 	}
 	for _, h := range l.hosts {

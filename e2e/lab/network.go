@@ -53,9 +53,6 @@ func (l *Lab) startSwitch(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := l.applyLinks(ctx); err != nil {
-		return err
-	}
 	return l.startRegistry(ctx)
 }
 

@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -78,6 +79,20 @@ func (n *node) halt(ctx context.Context) error {
 	}
 	if ended != nil {
 		<-ended
+	}
+	return removeCgroups(ctx, n.cgroup)
+}
+
+// removeCgroups waits until the kernel has emptied the groups of processes that
+// were killed, which takes it a moment.
+func removeCgroups(ctx context.Context, path string) error {
+	var last error
+	err := await(ctx, "remove cgroups "+path, func() (bool, error) {
+		last = boot.RemoveCgroups(path)
+		return last == nil, nil
+	})
+	if err != nil {
+		return errors.Join(err, last)
 	}
 	return nil
 }

@@ -11,8 +11,6 @@ import (
 	"sort"
 	"syscall"
 	"time"
-
-	"github.com/isthmus-net/isthmus/e2e/lab/boot"
 )
 
 // state is what another process needs to know of a lab.
@@ -23,6 +21,7 @@ type state struct {
 	Made   bool               `json:"made"`
 	Since  time.Time          `json:"since"`
 	Nodes  map[string]process `json:"nodes"` // first process of the switch and each host
+	Links  links              `json:"links"`
 }
 
 // live says whether somebody still wants the lab.
@@ -162,14 +161,8 @@ func remove(ctx context.Context, id string, s state) error {
 			return fmt.Errorf("end %s of lab %s: %w", name, id, err)
 		}
 	}
-	// The kernel empties a killed group's control files a moment later.
-	var last error
-	err := await(ctx, "remove lab "+id, func() (bool, error) {
-		last = boot.RemoveCgroups(cgroupPath(id))
-		return last == nil, nil
-	})
-	if err != nil {
-		return errors.Join(err, last)
+	if err := removeCgroups(ctx, cgroupPath(id)); err != nil {
+		return fmt.Errorf("remove lab %s: %w", id, err)
 	}
 	dir := s.Dir
 	if dir == "" {
