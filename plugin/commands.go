@@ -102,7 +102,7 @@ type networksCommand struct {
 type networksList struct{}
 
 func (networksList) Run(ctx context.Context, c *console) error {
-	return report(ctx, c, "networks", renderNetworks, func(ns []driver.NetworkStatus) bool {
+	return report(ctx, c, "networks", renderNetworksWith, func(ns []driver.NetworkStatus) bool {
 		return !anyOf(ns, func(n driver.NetworkStatus) bool { return len(n.Problems) > 0 })
 	})
 }

@@ -49,9 +49,9 @@ func (s *serveCommand) Run(ctx context.Context, c *console) error {
 		return refused
 	}
 	log.WithField("version", version).WithField("key", cfg.Secret.String()).Info("isthmus begins")
-	return serve(ctx, cfg, refused, func() (kernel.Kernel, error) {
+	return newServer(cfg, func() (kernel.Kernel, error) {
 		return kernel.Open(kernel.Config{Log: log.WithField("part", "kernel")})
-	}, log)
+	}, log).Run(ctx, refused)
 }
 
 // managed reports whether this is the managed plugin, by a mount that only its

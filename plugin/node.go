@@ -36,6 +36,7 @@ type node struct {
 	cfg    Config
 	id     cluster.HostID
 	kernel kernel.Kernel
+	look   time.Duration // how often the underlay is looked at
 	log    logrus.FieldLogger
 
 	db        *bbolt.DB
@@ -222,7 +223,7 @@ func (n *node) stop(reason error) {
 
 func (n *node) prober() *prober {
 	return &prober{
-		path:    n.transport,
+		wire:    n.transport,
 		self:    n.id,
 		members: n.gossip.Members,
 		wake:    n.gossip.Subscribe(),
@@ -286,7 +287,7 @@ const (
 // ends the node. While there is no address at all, the node goes on with the
 // one that it had.
 func (n *node) watchUnderlay(ctx context.Context) error {
-	tick := time.NewTicker(underlayEvery)
+	tick := time.NewTicker(n.look)
 	defer tick.Stop()
 	moved := 0
 	for {

@@ -24,8 +24,8 @@ const (
 	leastMTU = 1280
 )
 
-// path is the part of the transport that the prober uses.
-type path interface {
+// wire is the part of the transport that the prober uses.
+type wire interface {
 	ProbeMTU(ctx context.Context, to netip.AddrPort, size int) error
 	FitMTU(ctx context.Context, to netip.AddrPort, low, high int) (int, error)
 }
@@ -35,7 +35,7 @@ type path interface {
 // nothing of the path between: macvlan children get no ICMP, so TCP on a
 // narrower path just stops.
 type prober struct {
-	path    path
+	wire    wire
 	self    cluster.HostID
 	members func() []cluster.Member
 	wake    <-chan struct{} // members changed
@@ -127,12 +127,12 @@ func (p *prober) probe(ctx context.Context, m cluster.Member) probed {
 	defer cancel()
 	log := p.log.WithFields(logrus.Fields{"host": m.Info.Name, "address": m.Address})
 	done := probed{size: p.size(m), to: m.Address}
-	if p.path.ProbeMTU(ctx, m.Address, done.size) == nil {
+	if p.wire.ProbeMTU(ctx, m.Address, done.size) == nil {
 		p.report(m.ID, done.size)
 		done.next = time.Now().Add(probeGood)
 		return done
 	}
-	fits, err := p.path.FitMTU(ctx, m.Address, min(leastMTU, done.size), done.size)
+	fits, err := p.wire.FitMTU(ctx, m.Address, min(leastMTU, done.size), done.size)
 	switch {
 	case err != nil:
 		log.WithError(err).Debug("probed the path: no answer at any size")

@@ -116,6 +116,11 @@ func renderNetworks(w io.Writer, networks []driver.NetworkStatus) {
 		})
 	}
 	table(w, "No network.", "NETWORK MODE VNI ATTACH MTU GATEWAY HOSTS HERE+ELSEWHERE DOCKER", rows)
+}
+
+// renderNetworksWith adds what is wrong with them.
+func renderNetworksWith(w io.Writer, networks []driver.NetworkStatus) {
+	renderNetworks(w, networks)
 	for _, n := range networks {
 		for _, p := range n.Problems {
 			fmt.Fprintln(w, "  - "+p.String())
@@ -157,33 +162,38 @@ func renderEndpoints(w io.Writer, endpoints []driver.EndpointStatus) {
 }
 
 func renderPools(w io.Writer, pools []PoolReport) {
-	var rows [][]string
-	for _, p := range pools {
-		gateway := ""
-		if p.Gateway.IsValid() {
-			gateway = p.Gateway.String()
+	if len(pools) == 0 {
+		fmt.Fprintln(w, "No address pool.")
+	}
+	for i, p := range pools {
+		if i > 0 {
+			fmt.Fprintln(w)
 		}
-		name := poolsText([]cluster.PoolKey{p.Pool})
+		fmt.Fprint(w, poolsText([]cluster.PoolKey{p.Pool}))
 		if p.Name != "" {
-			name += " (" + p.Name + ")"
+			fmt.Fprintf(w, ", called %s", p.Name)
 		}
-		rows = append(rows, []string{name, gateway, strings.Join(p.Hosts, ","), "", "", "", ""})
+		if p.Gateway.IsValid() {
+			fmt.Fprintf(w, ", gateway %s", p.Gateway)
+		}
+		if len(p.Hosts) > 0 {
+			fmt.Fprintf(w, ", on %s", strings.Join(p.Hosts, ","))
+		}
+		fmt.Fprintln(w)
+		var rows [][]string
 		for _, b := range p.Blocks {
-			used, free := "", ""
+			used, free, state := "", "", "leased"
 			if b.Here {
 				used, free = fmt.Sprint(b.Used), fmt.Sprint(b.Free)
 			}
-			state := "leased"
 			if b.Draining {
 				state = "returning"
 			}
-			rows = append(rows, []string{"", "", b.Host, b.Block.String(), used, free, state})
+			rows = append(rows, []string{b.Block.String(), b.Host, used, free, state})
 		}
-	}
-	table(w, "No address pool.", "POOL GATEWAY HOST BLOCK USED FREE STATE", rows)
-	for _, p := range pools {
+		table(w, "No block is leased.", "BLOCK HOST USED FREE STATE", rows)
 		if p.Problem != "" {
-			fmt.Fprintf(w, "  - pool %s: %s\n", p.Pool, p.Problem)
+			fmt.Fprintf(w, "  - %s\n", p.Problem)
 		}
 	}
 }

@@ -196,6 +196,8 @@ func (n *node) problems(st Status) []driver.Problem {
 	}
 	if st.Ledger.Error != "" {
 		add(st.Ledger.Error, "")
+	} else if st.Cluster == "" {
+		add("this host belongs to no cluster yet", "")
 	}
 	for _, r := range n.transport.Refusals() {
 		who := "refused " + r.Peer.Addr().String()

@@ -17,31 +17,36 @@ import (
 // again. The socket answers meanwhile, and says why it waits.
 const retryEvery = 2 * time.Second
 
-// serve is the plugin: the socket first, then one node after the other.
-// refused is what is wrong with the settings, if anything: the socket then
-// only says so, because a managed plugin that exits tells its user nothing.
-func serve(ctx context.Context, cfg Config, refused error, openKernel func() (kernel.Kernel, error), log logrus.FieldLogger) error {
-	l, err := listen(cfg.Socket)
+// newServer makes a plugin that has not begun.
+func newServer(cfg Config, openKernel func() (kernel.Kernel, error), log logrus.FieldLogger) *server {
+	return &server{cfg: cfg, openKernel: openKernel, gate: newGate(), bound: callBound, look: underlayEvery, log: log}
+}
+
+// Run is the plugin: the socket first, then one node after the other, until
+// ctx ends. refused is what is wrong with the settings, if anything: the
+// socket then only says so, because a managed plugin that exits tells its user
+// nothing.
+func (s *server) Run(ctx context.Context, refused error) error {
+	l, err := listen(s.cfg.Socket)
 	if err != nil {
 		return err
 	}
-	s := &server{cfg: cfg, gate: newGate(), bound: callBound, log: log}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.Serve(ctx, l) })
 	if refused != nil {
 		s.gate.Shut(&refusedSettings{fmt.Errorf("the settings are refused: %w; then disable, set and enable the plugin", refused)})
 		return group.Wait()
 	}
-	group.Go(func() error { return s.runNodes(ctx, openKernel) })
+	group.Go(func() error { return s.runNodes(ctx) })
 	return group.Wait()
 }
 
 // runNodes opens a node, lets calls through to it, and begins anew when it
 // ends, until ctx does.
-func (s *server) runNodes(ctx context.Context, openKernel func() (kernel.Kernel, error)) error {
+func (s *server) runNodes(ctx context.Context) error {
 	var last string
 	for ctx.Err() == nil {
-		err := s.runNode(ctx, openKernel)
+		err := s.runNode(ctx)
 		switch {
 		case ctx.Err() != nil:
 			if err != nil {
@@ -69,11 +74,11 @@ func (s *server) runNodes(ctx context.Context, openKernel func() (kernel.Kernel,
 	return nil
 }
 
-func (s *server) runNode(ctx context.Context, openKernel func() (kernel.Kernel, error)) error {
+func (s *server) runNode(ctx context.Context) error {
 	if err := os.MkdirAll(s.cfg.State, 0o700); err != nil {
 		return fmt.Errorf("open state: %w", err)
 	}
-	k, err := openKernel()
+	k, err := s.openKernel()
 	if err != nil {
 		return err
 	}
@@ -97,6 +102,7 @@ func (s *server) runNode(ctx context.Context, openKernel func() (kernel.Kernel, 
 		return err
 	}
 	s.log.WithFields(logrus.Fields{"host": n.id, "name": s.cfg.Name, "link": u.Name, "address": n.transport.Addr(), "mtu": u.MTU}).Info("ready")
+	n.look = s.look
 	s.gate.Open(n)
 	err = n.Run(ctx)
 	s.gate.Shut(errors.New("isthmus is starting again"))

@@ -13,6 +13,8 @@ import (
 
 	"github.com/docker/go-plugins-helpers/sdk"
 	"github.com/sirupsen/logrus"
+
+	"github.com/isthmus-net/isthmus/driver/kernel"
 )
 
 // manifest is what a plain install answers to Docker's first question; for a
@@ -22,14 +24,16 @@ const manifest = `{"Implements": ["NetworkDriver", "IpamDriver"]}`
 // server is the plugin's socket: it is there from the first moment to the
 // last, whatever becomes of the node below it.
 type server struct {
-	cfg   Config
-	gate  *gate
-	bound time.Duration // of one call of Docker
-	log   logrus.FieldLogger
+	cfg        Config
+	openKernel func() (kernel.Kernel, error)
+	gate       *gate
+	bound      time.Duration // of one call of Docker
+	look       time.Duration // how often the underlay is looked at
+	log        logrus.FieldLogger
 }
 
 // handler serves Docker's calls and the plugin's own API.
-func (s *server) handler() http.Handler {
+func (s *server) handler(routes []route) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/Plugin.Activate", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", sdk.DefaultContentTypeV1_1)
@@ -47,7 +51,7 @@ func (s *server) handler() http.Handler {
 
 // Serve answers on l until ctx ends, and then lets what has begun end.
 func (s *server) Serve(ctx context.Context, l net.Listener) error {
-	srv := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 5 * time.Second}
+	srv := &http.Server{Handler: s.handler(routes), ReadHeaderTimeout: 5 * time.Second}
 	stopped := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
 		grace, cancel := context.WithTimeout(context.Background(), 2*time.Second)
