@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
@@ -22,7 +23,7 @@ const TableName = "isthmus"
 const layout = "isthmus layout 1"
 
 // setNames are the sets of link names in each of our tables.
-var setNames = map[GuardRule]string{DropInput: "devices", DropBridgeInput: "bridges"}
+var setNames = map[GuardRule]string{DropInput: "drop_links", DropBridgeInput: "drop_bridges"}
 
 // chain is a base chain of ours; each of its rules is a list of conditions on
 // interface names, and drops.
@@ -46,15 +47,15 @@ type nameIn struct {
 // host's own stack: its sockets, its neighbour table, its routing.
 var ownTables = map[nftables.TableFamily][]chain{
 	nftables.TableFamilyINet: {
-		{"prerouting", nftables.ChainHookPrerouting, -310, [][]nameIn{{{expr.MetaKeyIIFNAME, "devices", false}}}},
-		{"input", nftables.ChainHookInput, -310, [][]nameIn{{{expr.MetaKeyIIFNAME, "bridges", false}}}},
+		{"prerouting", nftables.ChainHookPrerouting, -310, [][]nameIn{{{expr.MetaKeyIIFNAME, "drop_links", false}}}},
+		{"input", nftables.ChainHookInput, -310, [][]nameIn{{{expr.MetaKeyIIFNAME, "drop_bridges", false}}}},
 		// What br_netfilter shows of bridged frames has the bridge on both sides.
-		{"forward", nftables.ChainHookForward, -310, [][]nameIn{{{expr.MetaKeyIIFNAME, "bridges", false}, {expr.MetaKeyOIFNAME, "bridges", true}}}},
+		{"forward", nftables.ChainHookForward, -310, [][]nameIn{{{expr.MetaKeyIIFNAME, "drop_bridges", false}, {expr.MetaKeyOIFNAME, "drop_bridges", true}}}},
 	},
 	nftables.TableFamilyARP: {
 		{"input", nftables.ChainHookRef(0), 0, [][]nameIn{
-			{{expr.MetaKeyIIFNAME, "devices", false}},
-			{{expr.MetaKeyIIFNAME, "bridges", false}},
+			{{expr.MetaKeyIIFNAME, "drop_links", false}},
+			{{expr.MetaKeyIIFNAME, "drop_bridges", false}},
 		}},
 	},
 }
@@ -215,7 +216,7 @@ func (k *Linux) writeOwnTables(guards State) error {
 		sets := map[string]*nftables.Set{}
 		for _, name := range setNames {
 			id++
-			set := &nftables.Set{ID: id, Table: table, Name: name, KeyType: nftables.TypeIFName}
+			set := &nftables.Set{ID: id, Table: table, Name: name, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 			if err := conn.AddSet(set, nil); err != nil {
 				return err
 			}

@@ -1,0 +1,397 @@
+//go:build kernel
+
+package kernel_test
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/driver/kernel"
+)
+
+// networks is a macvlan network and a bridge network over one family.
+func networks(local, far string) kernel.State {
+	v1 := kernel.Link{Name: "is-v1", Kind: kernel.VXLAN, MAC: mac(1), MTU: 1430, VNI: 7, Local: addr(local), Port: 8475, Proxy: true}
+	v2 := kernel.Link{Name: "is-v2", Kind: kernel.VXLAN, MAC: mac(2), MTU: 1420, VNI: 8, Local: addr(local), Port: 8475, Master: "is-b2"}
+	return stateOf(v1, v2,
+		kernel.Link{Name: "is-a1", Kind: kernel.Macvlan, MAC: mac(3), MTU: 1430, Parent: "is-v1"},
+		kernel.Link{Name: "is-b2", Kind: kernel.Bridge, MAC: mac(4), MTU: 1420},
+		kernel.Guard{Dev: "is-v1", Rule: kernel.DropInput},
+		kernel.Guard{Dev: "is-a1", Rule: kernel.DropInput},
+		kernel.Guard{Dev: "is-b2", Rule: kernel.DropBridgeInput},
+		kernel.Guard{Dev: "is-b2", Rule: kernel.AcceptForward},
+		kernel.FDB{Dev: "is-v1", Dst: addr(far)},
+		kernel.FDB{Dev: "is-v1", Dst: addr(far).Next()},
+		kernel.FDB{Dev: "is-v1", MAC: mac(9), Dst: addr(far)},
+		kernel.FDB{Dev: "is-v2", MAC: mac(9), Dst: addr(far)},
+		kernel.Neigh{Dev: "is-v1", IP: addr("10.0.0.9"), MAC: mac(9)},
+		kernel.Neigh{Dev: "is-v1", IP: addr("fd02::9"), MAC: mac(9)},
+		kernel.Neigh{Dev: "is-v1", IP: addr("fe80::9"), MAC: mac(9)},
+		kernel.Neigh{Dev: "is-v2", IP: addr("10.0.0.9"), MAC: mac(9)},
+	)
+}
+
+func render(s kernel.State) string {
+	var b strings.Builder
+	for _, op := range kernel.Diff(nil, s, kernel.Options{}) {
+		fmt.Fprintln(&b, op.Object)
+	}
+	return b.String()
+}
+
+func TestLinuxRoundTrip(t *testing.T) {
+	for _, c := range []struct{ local, far string }{{"192.0.2.1", "192.0.2.9"}, {"fd00::1", "fd00::9"}} {
+		t.Run(c.local, func(t *testing.T) {
+			s := newSpace(t)
+			s.sh("nft add table inet other; ip link add foreign type bridge")
+			tables, links := s.sh("nft list ruleset"), s.sh("ip -br link")
+			k := s.open()
+			want := networks(c.local, c.far)
+			apply(t, k, want)
+			if got := render(mustDump(t, k)); got != render(want) {
+				t.Errorf("dump\n%swant\n%s", got, render(want))
+			}
+			for _, dev := range []string{"is-v1", "is-v2"} {
+				out := s.sh("ip -d link show %s", dev)
+				contains(t, out, "nolearning", "local "+c.local, "dstport 8475", "addrgenmode none", "UP", " udpcsum ", "noudp6zerocsumtx")
+				for _, bad := range []string{"l2miss", "l3miss", " dev u0"} {
+					if strings.Contains(out, bad) {
+						t.Errorf("%s has %q: %s", dev, bad, out)
+					}
+				}
+			}
+			contains(t, s.sh("ip -d link show is-b2"), "addrgenmode none", "mcast_snooping 0", "UP")
+			contains(t, s.sh("ip -d link show is-a1"), "addrgenmode none", "macvlan mode bridge", "UP")
+			if out := s.sh("ip -6 addr show scope link"); out != "" {
+				t.Errorf("link-local addresses: %s", out)
+			}
+			if out, err := s.try("nft list ruleset > /dev/stdout | nft -c -f -"); err != nil {
+				t.Errorf("nft does not read back what it lists: %v\n%s", err, out)
+			}
+			// The same again does nothing, and a repeated creation succeeds.
+			if err := k.Do(context.Background(), kernel.Diff(nil, want, kernel.Options{})); err != nil {
+				t.Error(err)
+			}
+			apply(t, k, want)
+
+			apply(t, k, stateOf())
+			if err := k.Do(context.Background(), kernel.Diff(want, nil, kernel.Options{})); err != nil {
+				t.Errorf("delete what is absent: %v", err)
+			}
+			if got := s.sh("nft list ruleset"); got != tables {
+				t.Errorf("tables left: %s", got)
+			}
+			if got := s.sh("ip -br link"); got != links {
+				t.Errorf("links left: %s", got)
+			}
+		})
+	}
+}
+
+func TestLinuxLocalChangesInPlace(t *testing.T) {
+	for _, c := range []struct{ local, far string }{{"192.0.2.1", "192.0.2.9"}, {"fd00::1", "fd00::9"}} {
+		t.Run(c.local, func(t *testing.T) {
+			s := newSpace(t)
+			k := s.open()
+			want := networks(c.local, c.far)
+			apply(t, k, want)
+			index := s.sh("cat /proc/net/dev_snmp6/is-v1 | head -1; ip -o link show is-v1 | cut -d: -f1")
+			v := want[kernel.Link{Name: "is-v1"}.Key()].(kernel.Link)
+			v.Local = v.Local.Next()
+			want.Put(v)
+			ops := apply(t, k, want)
+			if len(ops) != 1 || ops[0].Action != kernel.Set {
+				t.Errorf("operations:\n%s", text(ops))
+			}
+			if got := s.sh("cat /proc/net/dev_snmp6/is-v1 | head -1; ip -o link show is-v1 | cut -d: -f1"); got != index {
+				t.Errorf("index was %s, is %s", index, got)
+			}
+			contains(t, s.sh("ip -d link show is-v1"), "local "+v.Local.String())
+		})
+	}
+}
+
+func TestLinuxReplaces(t *testing.T) {
+	s := newSpace(t)
+	k := s.open()
+	apply(t, k, networks("192.0.2.1", "192.0.2.9"))
+	for _, change := range []func(*kernel.Link){
+		func(l *kernel.Link) { l.VNI = 9 },
+		func(l *kernel.Link) { l.Port = 8476 },
+		func(l *kernel.Link) { l.Proxy = false },
+		func(l *kernel.Link) { l.MAC = mac(55) },
+		func(l *kernel.Link) { l.MTU = 1400 },
+	} {
+		want := networks("192.0.2.1", "192.0.2.9")
+		v := want[kernel.Link{Name: "is-v1"}.Key()].(kernel.Link)
+		change(&v)
+		want.Put(v)
+		if a := want[kernel.Link{Name: "is-a1"}.Key()].(kernel.Link); a.MTU > v.MTU {
+			a.MTU = v.MTU
+			want.Put(a)
+		}
+		apply(t, k, want)
+	}
+	// The other underlay family, and the other attach kind under another name.
+	apply(t, k, networks("fd00::1", "fd00::9"))
+	want := networks("fd00::1", "fd00::9")
+	for _, key := range []kernel.Key{{"link", "is-a1", ""}, {"guard", "is-a1", "drop-input"}, {"guard", "is-v1", "drop-input"}} {
+		delete(want, key)
+	}
+	v := want[kernel.Link{Name: "is-v1"}.Key()].(kernel.Link)
+	v.Master = "is-b1"
+	want.Put(v, kernel.Link{Name: "is-b1", Kind: kernel.Bridge, MAC: mac(1), MTU: 1430}, kernel.Guard{Dev: "is-b1", Rule: kernel.DropBridgeInput})
+	apply(t, k, want)
+}
+
+func TestLinuxRepairs(t *testing.T) {
+	s := newSpace(t)
+	k := s.open()
+	want := networks("192.0.2.1", "192.0.2.9")
+	for _, command := range []string{
+		"ip link set is-v1 down",
+		"ip link set is-a1 down",
+		"ip link set is-v1 mtu 1300",
+		"ip link set is-b2 mtu 1300",
+		"ip link set is-v1 address 02:00:00:00:00:99",
+		"ip link set is-v2 nomaster",
+		"ip link del is-v1",
+		"ip link del is-a1",
+		"ip link del is-b2",
+		"bridge fdb del 02:00:00:00:00:09 dev is-v1 dst 192.0.2.9 self",
+		"bridge fdb replace 02:00:00:00:00:09 dev is-v1 dst 192.0.2.77 self permanent",
+		"bridge fdb del 00:00:00:00:00:00 dev is-v1 dst 192.0.2.10 self",
+		"bridge fdb append 00:00:00:00:00:00 dev is-v1 dst 192.0.2.78 self permanent",
+		"ip neigh del 10.0.0.9 dev is-v1",
+		"ip neigh replace 10.0.0.9 lladdr 02:00:00:00:00:77 dev is-v1 nud permanent",
+		"ip -6 neigh replace fd02::9 lladdr 02:00:00:00:00:77 dev is-v1 nud permanent",
+		"ip neigh replace 10.0.0.77 lladdr 02:00:00:00:00:77 dev is-v1 nud permanent",
+		"nft flush ruleset",
+		"nft flush chain inet isthmus prerouting",
+		"nft flush chain inet isthmus forward",
+		"nft flush set inet isthmus drop_links",
+		"nft delete element arp isthmus drop_links '{ is-v1 }'",
+		"nft add element arp isthmus drop_bridges '{ stray }'",
+		"nft insert rule inet isthmus prerouting accept",
+		"nft delete table arp isthmus",
+		"nft delete table inet isthmus",
+		"nft flush chain inet isthmus input; nft delete chain inet isthmus input",
+	} {
+		t.Run(command, func(t *testing.T) {
+			s.t = t
+			apply(t, k, want)
+			s.sh("%s", command)
+			if ops := kernel.Diff(mustDump(t, k), want, kernel.Options{}); len(ops) == 0 {
+				t.Error("not noticed")
+			}
+			apply(t, k, want)
+			if got := render(mustDump(t, k)); got != render(want) {
+				t.Errorf("dump\n%swant\n%s", got, render(want))
+			}
+		})
+	}
+	s.t = t
+	s.sh("nft flush set inet isthmus drop_links; nft flush set arp isthmus drop_links; nft flush set inet isthmus drop_bridges; nft flush set arp isthmus drop_bridges")
+	apply(t, k, stateOf())
+	if out := s.sh("nft list ruleset"); out != "" {
+		t.Errorf("empty tables stay: %s", out)
+	}
+}
+
+func TestLinuxLeavesOthersAlone(t *testing.T) {
+	s := newSpace(t)
+	k := s.open()
+	s.sh(`ip link add is-v1 type bridge
+		ip link add is-mine type vxlan id 70 dstport 8475 local 192.0.2.1
+		ip link add vx type vxlan id 7 dstport 8475 local 192.0.2.1
+		bridge fdb add 02:00:00:00:00:01 dev vx dst 192.0.2.2 self permanent
+		ip neigh add 10.0.0.1 lladdr 02:00:00:00:00:01 dev vx nud permanent`)
+	before := s.sh("ip -d link; bridge fdb; ip neigh")
+	if have := mustDump(t, k); len(have) > 0 {
+		t.Fatalf("claims\n%s", render(have))
+	}
+	err := k.Do(context.Background(), kernel.Diff(nil, networks("192.0.2.1", "192.0.2.9"), kernel.Options{}))
+	if err == nil {
+		t.Fatal("took a link that is not ours")
+	}
+	contains(t, err.Error(), "add link is-v1: a link of this name stands in the way that isthmus did not make: delete it (ip link delete is-v1)", "link is-v1: skipped 6 operations")
+	apply(t, k, stateOf())
+	if after := s.sh("ip -d link; bridge fdb; ip neigh"); after != before {
+		t.Errorf("was\n%s\nis\n%s", before, after)
+	}
+	s.sh("ip link del is-v1")
+	err = k.Do(context.Background(), []kernel.Op{{Action: kernel.Add, Object: tunnel}})
+	if err == nil {
+		t.Fatal("made a VNI twice")
+	}
+	contains(t, err.Error(), "VNI 7 on UDP port 8475 is in use by another VXLAN device of this host")
+	if err := k.Do(context.Background(), []kernel.Op{{Action: kernel.Remove, Object: kernel.Link{Name: "is-mine"}}}); err != nil {
+		t.Fatal(err)
+	}
+	s.sh("ip link show is-mine")
+}
+
+func TestLinuxScale(t *testing.T) {
+	s := newSpace(t)
+	k := s.open()
+	want := stateOf()
+	for d := range 100 {
+		v := kernel.Link{Name: fmt.Sprint("is-v", d), Kind: kernel.VXLAN, MAC: cluster.MAC{2, 1, 0, 0, 0, byte(d)}, MTU: 1450, VNI: uint32(d + 1), Local: addr("192.0.2.1"), Port: 8475, Proxy: true}
+		want.Put(v, kernel.Guard{Dev: v.Name, Rule: kernel.DropInput})
+		for i := range 100 {
+			m := cluster.MAC{2, 2, 0, 0, byte(d), byte(i)}
+			want.Put(kernel.FDB{Dev: v.Name, MAC: m, Dst: netip.AddrFrom4([4]byte{192, 0, 2, byte(2 + i%200)})},
+				kernel.Neigh{Dev: v.Name, IP: netip.AddrFrom4([4]byte{10, 0, byte(d), byte(i)}), MAC: m},
+				kernel.Neigh{Dev: v.Name, IP: netip.AddrFrom16([16]byte{0: 0xfd, 13: byte(d), 15: byte(i)}), MAC: m})
+		}
+	}
+	start := time.Now()
+	apply(t, k, want)
+	t.Logf("100 devices with 30,000 entries made and dumped twice in %v", time.Since(start))
+	start = time.Now()
+	have := mustDump(t, k)
+	took := time.Since(start)
+	if len(have) != len(want) {
+		t.Errorf("%d objects, want %d", len(have), len(want))
+	}
+	if t.Logf("dumped in %v", took); took > 2*time.Second {
+		t.Errorf("dump took %v", took)
+	}
+	apply(t, k, stateOf())
+}
+
+func TestLinuxUnderlay(t *testing.T) {
+	a, b := newSpace(t), newSpace(t)
+	k := a.open()
+	ctx := context.Background()
+	if _, err := k.Underlay(ctx, netip.Addr{}); err == nil || !strings.Contains(err.Error(), "ADVERTISE") {
+		t.Errorf("without a default route: %v", err)
+	}
+	join(a, b, "192.0.2.1/24", "192.0.2.2/24")
+	a.sh(`ip link set u0 mtu 1400 address 02:00:00:00:00:0a
+		ip addr add fd00::1/64 dev u0 nodad
+		ip link add u1 type veth peer name u2; ip link set u1 up; ip link set u2 up; ip addr add 198.51.100.1/24 dev u1
+		ip route add default via 192.0.2.2 metric 50
+		ip route add default via 198.51.100.2 metric 100
+		ip route add 203.0.113.0/24 via 192.0.2.2 mtu 1300`)
+	for _, c := range []struct {
+		to, name, addr string
+		mtu            int
+	}{
+		{"", "u0", "192.0.2.1", 1400},
+		{"192.0.2.2", "u0", "192.0.2.1", 1400},
+		{"192.0.2.1", "u0", "192.0.2.1", 1400},
+		{"198.51.100.1", "u1", "198.51.100.1", 1500},
+		{"203.0.113.9", "u0", "192.0.2.1", 1300},
+		{"fd00::2", "u0", "fd00::1", 1400},
+	} {
+		var to netip.Addr
+		if c.to != "" {
+			to = addr(c.to)
+		}
+		u, err := k.Underlay(ctx, to)
+		if err != nil {
+			t.Errorf("%s: %v", c.to, err)
+			continue
+		}
+		if u.Name != c.name || u.Addr != addr(c.addr) || u.MTU != c.mtu || u.Name == "u0" && u.MAC != "02:00:00:00:00:0a" {
+			t.Errorf("%s: %+v", c.to, u)
+		}
+	}
+	a.sh("ip route del default; ip route del default; ip -6 route add default via fd00::2")
+	if u, err := k.Underlay(ctx, netip.Addr{}); err != nil || u.Addr != addr("fd00::1") {
+		t.Errorf("IPv6 default route: %+v, %v", u, err)
+	}
+	routes, err := k.Routes(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{"127.0.0.0/8", "192.0.2.0/24", "192.0.2.1/32", "198.51.100.0/24", "203.0.113.0/24", "fd00::/64", "fd00::1/128", "::1/128"} {
+		if !slices.Contains(routes, netip.MustParsePrefix(p)) {
+			t.Errorf("lacks %s in %s", p, routes)
+		}
+	}
+	for _, p := range routes {
+		if p.Bits() == 0 || p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast() {
+			t.Errorf("%s is not a route to avoid", p)
+		}
+	}
+}
+
+func TestLinuxWatch(t *testing.T) {
+	s := newSpace(t)
+	k := s.open()
+	want := networks("192.0.2.1", "192.0.2.9")
+	s.sh(`ip link add u1 type veth peer name u2; ip link add other type bridge; ip link set other up
+		nft add table inet other; iptables -N DOCKER-USER; iptables -A FORWARD -j DOCKER-USER`)
+	apply(t, k, want)
+	ctx, cancel := context.WithCancel(context.Background())
+	changed, ended := make(chan struct{}, 1), make(chan error)
+	go func() { ended <- k.Watch(ctx, changed) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	woken := func(within time.Duration) bool {
+		select {
+		case <-changed:
+			return true
+		case <-time.After(within):
+			return false
+		}
+	}
+	if !woken(5 * time.Second) {
+		t.Fatal("not signalled at the start")
+	}
+	settle := func() {
+		for woken(200 * time.Millisecond) {
+		}
+	}
+	for _, command := range []string{
+		"bridge fdb del 02:00:00:00:00:09 dev is-v1 dst 192.0.2.9 self",
+		"ip neigh del 10.0.0.9 dev is-v1",
+		"ip -6 neigh del fd02::9 dev is-v1",
+		"ip link set is-v1 mtu 1300",
+		"ip link set is-v1 down",
+		"ip link del is-v1",
+		"nft flush chain inet isthmus prerouting",
+		"nft delete element arp isthmus drop_links '{ is-v1 }'",
+		"nft delete table inet isthmus",
+		"iptables -F DOCKER-USER",
+		"nft flush ruleset",
+		"ip link set u1 mtu 1400",
+		"ip addr add 198.51.100.1/24 dev u1; ip link set u1 up; ip link set u2 up",
+		"ip route add default via 198.51.100.2",
+	} {
+		apply(t, k, want)
+		settle()
+		s.sh("%s", command)
+		if !woken(5 * time.Second) {
+			t.Errorf("not signalled by %s", command)
+		}
+	}
+	apply(t, k, want)
+	settle()
+	for _, command := range []string{
+		"ip link add u3 type veth peer name u4; ip link set u3 up; ip link set u4 up; ip link set u3 master other; ip link del u3",
+		"nft add chain inet other c; nft delete chain inet other c",
+		"ip neigh add 10.9.9.9 lladdr 02:00:00:00:00:01 dev u1; ip neigh del 10.9.9.9 dev u1",
+		"bridge fdb add 02:00:00:00:00:01 dev u3 master 2>/dev/null || true",
+		"ip route add 10.99.0.0/16 dev u1; ip route del 10.99.0.0/16 dev u1",
+	} {
+		s.sh("nft list table inet other >/dev/null 2>&1 || nft add table inet other")
+		settle()
+		s.sh("%s", command)
+		if woken(300 * time.Millisecond) {
+			t.Errorf("signalled by %s", command)
+		}
+	}
+}
