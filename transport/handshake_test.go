@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -114,15 +115,21 @@ func TestStrangersAreRefusedAndBothSidesSayWhy(t *testing.T) {
 
 func TestPeerThatGetsThroughIsNoLongerListed(t *testing.T) {
 	t.Parallel()
-	id := cluster.ID("c2")
-	a, b := start(t, keyA, "c1"), start(t, keyA, "")
-	b.cluster = func() cluster.ID { return id }
+	var joined atomic.Bool
+	a, b := start(t, keyA, "c1"), open(t, "127.0.0.1:0", keyA, "")
+	b.cluster = func() cluster.ID {
+		if joined.Load() {
+			return "c1"
+		}
+		return "c2"
+	}
+	run(t, b)
 	b.Listener(Gossip)
 	if _, err := a.Dial(t.Context(), b.Addr(), Gossip); err == nil {
 		t.Fatal("dialed another cluster")
 	}
 	eventually(t, "refused", func() bool { return len(b.Refusals()) == 1 })
-	id = "c1"
+	joined.Store(true)
 	c, err := a.Dial(t.Context(), b.Addr(), Gossip)
 	if err != nil {
 		t.Fatal(err)
