@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 
 	"github.com/isthmus-net/isthmus/cluster"
 )
@@ -71,12 +69,15 @@ func (i *IPAM) bare(p *pool) []netip.Prefix {
 // growOrRecall is grow for somebody who waits: in a full pool the other
 // holders are asked for what they do not use.
 func (i *IPAM) growOrRecall(ctx context.Context, p *pool, within netip.Prefix) error {
-	err := i.grow(ctx, p, within)
+	i.mu.Lock()
+	want := blockSize(len(p.active(false)))
+	i.mu.Unlock()
+	err := i.grow(ctx, p, within, want)
 	if _, ok := refused(err, cluster.Full); !ok {
 		return err
 	}
 	if i.recall(ctx, p.key, i.neighbours(p, within)) {
-		err = i.grow(ctx, p, within)
+		err = i.grow(ctx, p, within, 1) // where addresses are short, no more than needed
 	}
 	if _, ok := refused(err, cluster.Full); ok {
 		return i.full(p, within)
@@ -84,11 +85,9 @@ func (i *IPAM) growOrRecall(ctx context.Context, p *pool, within netip.Prefix) e
 	return err
 }
 
-// grow leases one more block inside a range. The caller has the pool's turn.
-func (i *IPAM) grow(ctx context.Context, p *pool, within netip.Prefix) error {
-	i.mu.Lock()
-	want := blockSize(len(p.active(false)))
-	i.mu.Unlock()
+// grow leases one more block of that many addresses at most inside a range.
+// The caller has the pool's turn.
+func (i *IPAM) grow(ctx context.Context, p *pool, within netip.Prefix, want int) error {
 	res, err := i.proposeIn(ctx, p, cluster.Command{Grant: &cluster.Grant{Pool: p.key, Range: within, Want: want}})
 	if err == nil {
 		err = i.keep(p, res.Lease)
@@ -243,73 +242,6 @@ func (i *IPAM) forget(p *pool, b block) error {
 func isRefusal(err error) bool {
 	var r *cluster.Refusal
 	return errors.As(err, &r)
-}
-
-// neighbours lists the other hosts with a lease in a range, by the copy.
-func (i *IPAM) neighbours(p *pool, within netip.Prefix) []cluster.HostID {
-	if !within.IsValid() {
-		within = p.key.Prefix
-	}
-	var out []cluster.HostID
-	for _, l := range i.cfg.Ledger.Registry().LeasesOf(p.key, "") {
-		if l.Block.Overlaps(within) {
-			out = append(out, l.Holder)
-		}
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
-}
-
-// recall asks other hosts, all at once, to give up what they do not use of a
-// pool, and reports whether any of them did.
-func (i *IPAM) recall(ctx context.Context, key cluster.PoolKey, hosts []cluster.HostID) bool {
-	if i.cfg.Recall == nil {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(ctx, recallTime)
-	defer cancel()
-	var wg sync.WaitGroup
-	var moved atomic.Bool
-	for _, h := range hosts {
-		if h == i.cfg.Host {
-			continue
-		}
-		wg.Go(func() {
-			if err := i.cfg.Recall(ctx, h, key); err != nil {
-				i.cfg.Log.WithFields(map[string]any{"pool": key.String(), "peer": h.Short()}).WithError(err).Debug("peer keeps what it has of the pool")
-				return
-			}
-			moved.Store(true)
-		})
-	}
-	wg.Wait()
-	return moved.Load()
-}
-
-// Recalled gives up what this host does not use of a pool, because another
-// host needs the space: of a parked pool everything, of one in use the empty
-// blocks.
-func (i *IPAM) Recalled(ctx context.Context, key cluster.PoolKey) error {
-	ctx, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
-	p, ok := i.find(key)
-	if !ok {
-		return nil
-	}
-	err := i.giveUp(ctx, p)
-	if !errors.Is(err, errInUse) {
-		return err
-	}
-	i.mu.Lock()
-	empty := slices.DeleteFunc(p.sorted(), func(b block) bool { return !p.empty(b) })
-	if len(empty) == 0 {
-		i.mu.Unlock()
-		return err
-	}
-	p.quiet = i.cfg.Now().Add(holdOff)
-	err = i.drain(p, empty)
-	i.mu.Unlock()
-	return errors.Join(err, i.releaseDrained(ctx, p))
 }
 
 func (i *IPAM) full(p *pool, within netip.Prefix) error {

@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -170,12 +171,12 @@ func (i *IPAM) reserved(p *pool, a netip.Addr) (bool, error) {
 func (i *IPAM) restart(ctx context.Context, p *pool) error {
 	r := i.cfg.Ledger.Registry()
 	if networked(r, p.key) {
-		return fmt.Errorf("a network is on it")
+		return errors.New("a network of some host is on it")
 	}
 	i.mu.Lock()
-	if p.rec == nil {
+	if p.rec == nil || p.opening == 0 {
 		i.mu.Unlock()
-		return errGone(p)
+		return errors.New("a network of this host is on it")
 	}
 	old := *p.rec
 	i.mu.Unlock()

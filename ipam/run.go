@@ -25,14 +25,15 @@ func (i *IPAM) Run(ctx context.Context) error {
 	tick := time.NewTicker(period)
 	defer tick.Stop()
 	var seen *cluster.Registry
+	settled := false
 	var retry time.Time
 	wait := retryFirst
 	for {
-		if r := i.cfg.Ledger.Registry(); r != seen && i.cfg.Ledger.Fresh() {
-			if i.reconcile(r) {
-				seen = r
+		if r := i.cfg.Ledger.Registry(); (r != seen || !settled) && i.cfg.Ledger.Fresh() {
+			if r != seen {
+				seen, retry = r, time.Time{}
 			}
-			retry = time.Time{}
+			settled = i.reconcile(r)
 		}
 		if now := i.cfg.Now(); !now.Before(retry) {
 			if err := i.maintain(ctx); err == nil {
@@ -84,9 +85,8 @@ func (i *IPAM) announce() {
 
 // reconcile takes over what a fresh registry says that this host holds (rule
 // H4): blocks it does not know are taken up, blocks that are gone are dropped.
-// It reports false when there is more to do later.
+// It reports false when some of it must be looked at again later.
 func (i *IPAM) reconcile(r *cluster.Registry) bool {
-	done := true
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	known := map[uint64]block{}
@@ -99,7 +99,6 @@ func (i *IPAM) reconcile(r *cluster.Registry) bool {
 		log := i.cfg.Log.WithFields(map[string]any{"pool": b.Pool.String(), "block": b.Prefix.String(), "lease": b.Lease})
 		if err := i.forget(p, b); err != nil {
 			log.WithError(err).Error("block is gone, and cannot be forgotten")
-			done = false
 			continue
 		}
 		if !b.Draining {
@@ -111,12 +110,11 @@ func (i *IPAM) reconcile(r *cluster.Registry) bool {
 		log := i.cfg.Log.WithFields(map[string]any{"pool": l.Pool.String(), "block": l.Block.String(), "lease": l.ID})
 		if err := i.keepLocked(i.pool(l.Pool), block{Lease: l.ID, Pool: l.Pool, Prefix: l.Block}); err != nil {
 			log.WithError(err).Error("block of this host cannot be taken up")
-			done = false
 			continue
 		}
 		log.Info("block of this host taken up")
 	}
-	return i.adoptPools(r) && done
+	return i.adoptPools(r)
 }
 
 // adoptPools records the pools that this host is attached to by the cluster's
@@ -133,12 +131,10 @@ func (i *IPAM) adoptPools(r *cluster.Registry) bool {
 			continue
 		}
 		if i.attaching > 0 || ok && len(p.hold) > 0 {
-			done = false
 			continue
 		}
 		if err := i.record(i.pool(key), record{Pool: def, Index: r.Index, Parked: i.cfg.Now()}); err != nil {
 			i.cfg.Log.WithField("pool", key.String()).WithError(err).Error("pool of this host cannot be taken up")
-			done = false
 		}
 	}
 	return done
@@ -151,6 +147,7 @@ type chore struct {
 	giveUp  bool           // parked for too long
 	drop    bool           // parked, and gone from the cluster
 	lease   []netip.Prefix // ranges that run low
+	want    int            // addresses to lease for each
 }
 
 // chores decides what a pool needs; it drains what is surplus. The caller
@@ -169,7 +166,7 @@ func (i *IPAM) chores(p *pool, r *cluster.Registry, fresh bool, now time.Time) (
 		p.peak = p.peak.step(now, len(p.used))
 		c.attach = gone
 		if !p.creating(now) && !now.Before(p.quiet) {
-			c.lease = i.low(p, now)
+			c.lease, c.want = i.low(p, now), blockSize(len(p.active(false)))
 		}
 		if len(c.lease) == 0 {
 			if err := i.drain(p, i.surplus(p, now)); err != nil {
@@ -302,7 +299,7 @@ func (i *IPAM) do(ctx context.Context, p *pool, c chore) error {
 		}
 	}
 	for _, within := range c.lease {
-		err := i.grow(ctx, p, within)
+		err := i.grow(ctx, p, within, c.want)
 		if _, full := refused(err, cluster.Full); full {
 			i.mu.Lock()
 			p.quiet = i.cfg.Now().Add(holdOff)
