@@ -74,7 +74,7 @@ func mixedAttach(t *testing.T, s *site) {
 	for _, from := range boxes {
 		for _, to := range boxes {
 			if from != to {
-				from.must(t, "ping", "-c", "2", "-W", "3", to.ip4)
+				from.must(t, "ping", "-c", "2", "-i", "0.1", "-W", "3", to.ip4)
 			}
 		}
 	}
