@@ -117,7 +117,7 @@ func (f networksForget) Run(ctx context.Context, c *console) error {
 		return err
 	}
 	var r ForgetReport
-	if err := plugin.post(ctx, "networks/forget", ForgetRequest{What: f.What}, &r); err != nil {
+	if err := plugin.post(ctx, "networks/forget", ForgetRequest(f), &r); err != nil {
 		return err
 	}
 	return c.show(r, func(w io.Writer) { renderForget(w, r) })

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/isthmus-net/isthmus/cluster"
@@ -69,7 +70,7 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 	}
 	n.id = cluster.HostIDOf(key.Public().(ed25519.PublicKey))
 	n.db, err = bbolt.Open(filepath.Join(cfg.State, "state.db"), 0o600, &bbolt.Options{Timeout: time.Second})
-	if errors.Is(err, bbolt.ErrTimeout) {
+	if errors.Is(err, bbolterrors.ErrTimeout) {
 		return n, fmt.Errorf("open state in %s: another isthmus uses it; stop that one first", cfg.State)
 	}
 	if err != nil {

@@ -156,7 +156,7 @@ func TestSecretStaysSecret(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range []string{fmt.Sprint(c), fmt.Sprintf("%+v", c), fmt.Sprintf("%#v", c), fmt.Sprintf("%s", c.Secret), fmt.Sprintf("%x", c.Secret), string(text)} {
+	for _, s := range []string{fmt.Sprint(c), fmt.Sprintf("%+v", c), fmt.Sprintf("%#v", c), c.Secret.String(), fmt.Sprintf("%x", c.Secret), string(text)} {
 		if strings.Contains(s, "horse") || strings.Contains(s, fmt.Sprintf("%x", "horse")) {
 			t.Errorf("shows the key: %s", s)
 		}

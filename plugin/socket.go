@@ -120,14 +120,14 @@ func (g *gate) set(n *node, reason error) {
 
 // Now returns the node, or nil and the reason.
 func (g *gate) Now() (*node, error) {
-	n, reason, _ := g.now()
+	n, _, reason := g.now()
 	return n, reason
 }
 
-func (g *gate) now() (*node, error, <-chan struct{}) {
+func (g *gate) now() (*node, <-chan struct{}, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.node, g.reason, g.changed
+	return g.node, g.changed, g.reason
 }
 
 // Wait returns the node, as soon as there is one, for at most callWait.
@@ -135,7 +135,7 @@ func (g *gate) Wait(ctx context.Context) (*node, error) {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
 	for {
-		n, reason, changed := g.now()
+		n, changed, reason := g.now()
 		if n != nil {
 			return n, nil
 		}
