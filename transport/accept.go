@@ -107,7 +107,7 @@ func (t *Transport) welcome(tcp net.Conn) (*Conn, error) {
 	}
 	// The answer goes out before the check: the dialer shall see the same
 	// reason.
-	if err := writeFrame(c, preludeLimit, own); err != nil {
+	if err := writeJSON(c, preludeLimit, own); err != nil {
 		return nil, err
 	}
 	if err := own.check(peer, c.protocol, c.Peer()); err != nil {

@@ -103,7 +103,7 @@ func (t *Transport) greet(tcp net.Conn, p Protocol) (*Conn, error) {
 		return nil, err
 	}
 	own := t.prelude()
-	if err := writeFrame(c, preludeLimit, own); err != nil {
+	if err := writeJSON(c, preludeLimit, own); err != nil {
 		return nil, err
 	}
 	b, err := readFrame(c, preludeLimit)

@@ -58,17 +58,29 @@ func (own prelude) check(peer prelude, p Protocol, proven cluster.HostID) error 
 	return nil
 }
 
-// writeFrame sends v as JSON behind its length, in one write.
-func writeFrame(w io.Writer, limit int, v any) error {
+// writeJSON sends v as a frame.
+func writeJSON(w io.Writer, limit int, v any) error {
 	body, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	if len(body) > limit {
-		return fmt.Errorf("message of %d bytes exceeds the limit of %d", len(body), limit)
+	return writeFrame(w, limit, body)
+}
+
+// writeFrame sends its parts behind their common length, in one write.
+func writeFrame(w io.Writer, limit int, parts ...[]byte) error {
+	n := 0
+	for _, p := range parts {
+		n += len(p)
 	}
-	b := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(body)), uint32(len(body)))
-	_, err = w.Write(append(b, body...))
+	if n > limit {
+		return fmt.Errorf("message of %d bytes exceeds the limit of %d", n, limit)
+	}
+	b := binary.BigEndian.AppendUint32(make([]byte, 0, 4+n), uint32(n))
+	for _, p := range parts {
+		b = append(b, p...)
+	}
+	_, err := w.Write(b)
 	return err
 }
 

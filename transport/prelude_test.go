@@ -35,14 +35,14 @@ func TestBothEndsJudgeAPreludeAlike(t *testing.T) {
 
 func TestFrames(t *testing.T) {
 	var b bytes.Buffer
-	if err := writeFrame(&b, 10, "12345678"); err != nil {
+	if err := writeJSON(&b, 10, "12345678"); err != nil {
 		t.Fatal(err)
 	}
 	whole := bytes.Clone(b.Bytes())
 	if got, err := readFrame(iotest.OneByteReader(&b), 10); string(got) != `"12345678"` || err != nil {
 		t.Errorf("read %s, %v", got, err)
 	}
-	if err := writeFrame(&b, 10, "123456789"); err == nil || b.Len() != 0 {
+	if err := writeJSON(&b, 10, "123456789"); err == nil || b.Len() != 0 {
 		t.Errorf("wrote beyond the limit: %v", err)
 	}
 	if _, err := readFrame(bytes.NewReader(whole), 9); err == nil {
@@ -61,7 +61,7 @@ func TestFrames(t *testing.T) {
 
 func FuzzPrelude(f *testing.F) {
 	var b bytes.Buffer
-	if err := writeFrame(&b, preludeLimit, prelude{Version: 1, Cluster: "c1", Host: "h1"}); err != nil {
+	if err := writeJSON(&b, preludeLimit, prelude{Version: 1, Cluster: "c1", Host: "h1"}); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(b.Bytes())

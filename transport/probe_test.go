@@ -53,7 +53,7 @@ func TestProbeOfAStranger(t *testing.T) {
 		t.Fatal("answered under another key")
 	}
 	wantText(t, "error", err.Error(), "probe "+b.Addr().String(), "no answer to 3", "firewall")
-	if d := time.Since(began); d < 2*probeWait || d > 5*time.Second {
+	if d := time.Since(began); d < 2*probeWait {
 		t.Errorf("took %v", d)
 	}
 	if _, err := a.FitMTU(t.Context(), b.Addr(), 1000, 1500); err == nil {

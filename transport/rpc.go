@@ -33,13 +33,14 @@ type request struct {
 	Body   json.RawMessage `json:"body"`
 }
 
-// reply is one message from server to client. An empty one is a heartbeat.
-type reply struct {
-	Body    json.RawMessage  `json:"body,omitempty"`
-	Refusal *cluster.Refusal `json:"refusal,omitempty"`
-	Error   string           `json:"error,omitempty"`
-	End     bool             `json:"end,omitempty"` // last message of a call
-}
+// A frame from server to client begins with what it is.
+const (
+	isMessage   = 'm' // and JSON
+	isHeartbeat = 'h'
+	isRefusal   = 'r' // and the cluster.Refusal as JSON; the last frame
+	isError     = 'e' // and its text; the last frame
+	isEnd       = '.' // the last frame
+)
 
 type handler struct {
 	stream bool
@@ -135,10 +136,10 @@ type replies struct {
 	w  steady
 }
 
-func (r *replies) write(m reply) error {
+func (r *replies) write(kind byte, body []byte) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return writeFrame(r.w, responseLimit, m)
+	return writeFrame(r.w, responseLimit, []byte{kind}, body)
 }
 
 func (r *replies) send(v any) error {
@@ -146,19 +147,23 @@ func (r *replies) send(v any) error {
 	if err != nil {
 		return fmt.Errorf("write message: %w", err)
 	}
-	return r.write(reply{Body: body})
+	return r.write(isMessage, body)
 }
 
 // finish ends the call. A caller that is gone does not hear it, which is all
 // that the error would say.
 func (r *replies) finish(err error) {
-	m := reply{End: true}
-	if refusal := (*cluster.Refusal)(nil); errors.As(err, &refusal) {
-		m.Refusal = refusal
-	} else if err != nil {
-		m.Error = err.Error()
+	if err == nil {
+		_ = r.write(isEnd, nil)
+		return
 	}
-	_ = r.write(m)
+	if refusal := (*cluster.Refusal)(nil); errors.As(err, &refusal) {
+		if body, err := json.Marshal(refusal); err == nil {
+			_ = r.write(isRefusal, body)
+			return
+		}
+	}
+	_ = r.write(isError, []byte(err.Error()))
 }
 
 // beat keeps the caller sure of this host, and ends the call when nothing can
@@ -171,7 +176,7 @@ func (r *replies) beat(ctx context.Context, cancel context.CancelFunc) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if r.write(reply{}) != nil {
+			if r.write(isHeartbeat, nil) != nil {
 				cancel()
 				return
 			}
@@ -187,8 +192,11 @@ func Call[Req, Resp any](ctx context.Context, t *Transport, to netip.AddrPort, m
 	var resp Resp
 	got := false
 	err := t.call(ctx, to, method, false, req, answerWait, func(body json.RawMessage) error {
+		if err := json.Unmarshal(body, &resp); err != nil {
+			return fmt.Errorf("call %s at %s: read response: %w", method, to, err)
+		}
 		got = true
-		return json.Unmarshal(body, &resp)
+		return nil
 	})
 	if err == nil && !got {
 		err = fmt.Errorf("call %s at %s: no response", method, to)
@@ -229,7 +237,7 @@ func (t *Transport) call(ctx context.Context, to netip.AddrPort, method string, 
 		return fmt.Errorf("call %s at %s: %w", method, to, err)
 	}
 	s := steady{c, wait}
-	if err := writeFrame(s, requestLimit, request{Method: method, Stream: stream, Body: body}); err != nil {
+	if err := writeJSON(s, requestLimit, request{Method: method, Stream: stream, Body: body}); err != nil {
 		return fail(err)
 	}
 	for {
@@ -237,22 +245,27 @@ func (t *Transport) call(ctx context.Context, to netip.AddrPort, method string, 
 		if err != nil {
 			return fail(fmt.Errorf("connection lost: %w", err))
 		}
-		var m reply
-		if err := json.Unmarshal(b, &m); err != nil {
-			return fail(fmt.Errorf("read message: %w", err))
+		if len(b) == 0 {
+			return fail(errors.New("read message: it is empty"))
 		}
-		if m.Body != nil {
-			if err := each(m.Body); err != nil {
+		switch kind, body := b[0], b[1:]; kind {
+		case isHeartbeat:
+		case isMessage:
+			if err := each(body); err != nil {
 				return err
 			}
-		}
-		switch {
-		case m.Refusal != nil:
-			return fail(m.Refusal)
-		case m.Error != "":
-			return fail(errors.New(m.Error))
-		case m.End:
+		case isRefusal:
+			refusal := &cluster.Refusal{}
+			if err := json.Unmarshal(body, refusal); err != nil {
+				return fail(fmt.Errorf("read refusal: %w", err))
+			}
+			return fail(refusal)
+		case isError:
+			return fail(errors.New(string(body)))
+		case isEnd:
 			return nil
+		default:
+			return fail(fmt.Errorf("read message: unknown kind %q", kind))
 		}
 	}
 }
