@@ -2,73 +2,332 @@ package ledger
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
 	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/isthmus-net/isthmus/cluster"
-	"github.com/isthmus-net/isthmus/ledger/rules"
 	"github.com/isthmus-net/isthmus/transport"
 )
 
+// Config is what a Ledger is made from.
 type Config struct {
+	// Transport must be run by the caller. Its Config.Cluster should be the
+	// Ledger's ID method.
 	Transport *transport.Transport
-	DB        *bolt.DB
-	Dir       string
-	Self      cluster.Hello
-	Host      cluster.HostID
-	Join      []string
-	Port      uint16
-	Force     bool
+	DB        *bolt.DB       // holds the copy, the cluster and the last known voters
+	Dir       string         // holds a voter's log; made when needed
+	Host      cluster.HostID // this host
+	Self      cluster.Hello  // what it says of itself; the nonce is set here
+	Join      []string       // host[:port] entries, resolved anew at each try
+	Port      uint16         // of entries of Join that have none
+	Force     bool           // found a cluster although members of Join do not answer
 	Log       logrus.FieldLogger
 }
 
-type Role string
+// Ledger is one host's part of the replicated log. All methods may be called
+// at the same time, and before Run.
+type Ledger struct {
+	cfg    Config
+	log    logrus.FieldLogger
+	mirror *mirror
 
-const (
-	Joining Role = "joining"
-	Client  Role = "client"
-	Voter   Role = "voter"
-)
+	// turn is held by whoever has a request under way: a host has one at a
+	// time. Its holder alone counts requests and says hello.
+	turn    chan struct{}
+	request uint64
+	run     uint64 // upper bits of all nonces of this run
 
-type Server struct {
-	Host    cluster.HostID `json:"host"`
-	Name    string         `json:"name"`
-	Address netip.AddrPort `json:"address"`
+	mu        sync.Mutex
+	changed   chan struct{} // closed and replaced when anything below changes
+	self      cluster.Hello
+	hello     cluster.Hello // the last one that was sent
+	answered  bool          // it was
+	session   uint64        // 0: none
+	id        cluster.ID
+	voters    []Server
+	hints     []netip.AddrPort // where else a voter may be
+	addresses map[cluster.HostID]netip.AddrPort
+	replica   *replica
+	office    bool // the replica serves others
+	reachable bool
+	waiting   string // what keeps the host from being served
+	refused   string // why its Hello was refused
+	foreign   string // a member of Join that belongs to another cluster
+	broken    error  // the copy cannot be written
 }
 
-type Status struct {
-	Role      Role       `json:"role"`
-	Cluster   cluster.ID `json:"cluster,omitempty"`
-	Voters    []Server   `json:"voters"`
-	Reachable bool       `json:"reachable"` // a voter answered of late
-	Fresh     bool       `json:"fresh"`
-	Index     uint64     `json:"index"`
-	Error     string     `json:"error,omitempty"` // what it waits for, or the newest failure
+// nonceBits is the part of a nonce that counts the Hellos of one run.
+const nonceBits = 24
+
+// Open reads what is on disk and registers the ledger's RPC methods with the
+// transport. It starts nothing.
+func Open(cfg Config) (*Ledger, error) {
+	cfg.Join = slices.DeleteFunc(slices.Clone(cfg.Join), func(s string) bool { return strings.TrimSpace(s) == "" })
+	m, err := openMirror(cfg.DB)
+	if err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	l := &Ledger{
+		cfg: cfg, log: cfg.Log, mirror: m,
+		turn:    make(chan struct{}, 1),
+		changed: make(chan struct{}),
+		run:     rand.Uint64() >> nonceBits,
+		self:    cfg.Self,
+		waiting: "starting",
+	}
+	id, err := load(cfg.DB, clusterKey)
+	if err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	l.id = cluster.ID(id)
+	b, err := load(cfg.DB, votersKey)
+	if err == nil && b != nil {
+		err = json.Unmarshal(b, &l.voters)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	l.serve()
+	return l, nil
 }
 
-type Unreachable struct {
-	Voters []Server
-	Cause  error
+// Run takes part in the cluster until ctx ends. It returns an error when the
+// log on this host cannot be used.
+func (l *Ledger) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { l.mirror.run(ctx, l.noteBroken); return nil })
+	g.Go(func() error { l.watchJoin(ctx); return nil })
+	g.Go(func() error {
+		if err := l.settle(ctx, g); err != nil {
+			return err
+		}
+		g.Go(func() error { l.keepSession(ctx); return nil })
+		if l.local() == nil {
+			l.keepFollowing(ctx)
+		}
+		return nil
+	})
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("run ledger: %w", err)
+	}
+	return nil
 }
 
-func (u *Unreachable) Error() string { return u.Cause.Error() }
-func (u *Unreachable) Unwrap() error { return u.Cause }
+// ID is the cluster of this host, "" while it has none.
+func (l *Ledger) ID() cluster.ID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.id
+}
 
-type Ledger struct{ cfg Config }
+// Cluster waits until this host belongs to a cluster.
+func (l *Ledger) Cluster(ctx context.Context) (cluster.ID, error) {
+	for {
+		changed := l.watch()
+		if id := l.ID(); id != "" {
+			return id, nil
+		}
+		select {
+		case <-ctx.Done():
+			return "", fmt.Errorf("join a cluster: %w (%s)", ctx.Err(), l.Status().Error)
+		case <-changed:
+		}
+	}
+}
 
-func Open(cfg Config) (*Ledger, error)                              { return &Ledger{cfg}, nil }
-func (l *Ledger) Run(ctx context.Context) error                     { <-ctx.Done(); return nil }
-func (l *Ledger) Cluster(ctx context.Context) (cluster.ID, error)   { <-ctx.Done(); return "", ctx.Err() }
-func (l *Ledger) ID() cluster.ID                                    { return "" }
-func (l *Ledger) Registry() *cluster.Registry                       { return rules.New() }
-func (l *Ledger) Fresh() bool                                       { return false }
-func (l *Ledger) Subscribe() <-chan struct{}                        { return nil }
-func (l *Ledger) Status() Status                                    { return Status{} }
-func (l *Ledger) SetSelf(self cluster.Hello)                        {}
-func (l *Ledger) UpdateAddresses(map[cluster.HostID]netip.AddrPort) {}
-func (l *Ledger) Propose(context.Context, cluster.Command) (cluster.Result, error) {
-	return cluster.Result{}, &Unreachable{Cause: errors.New("being written")}
+// Registry is the newest copy on this host: never nil, never changed, and what
+// was known last when no voter is in reach.
+func (l *Ledger) Registry() *cluster.Registry { return l.mirror.Registry() }
+
+// Fresh reports whether the copy includes the Hello of this run: it is then
+// newer than everything that an earlier run was told.
+func (l *Ledger) Fresh() bool {
+	h := l.Registry().Hosts[l.cfg.Host]
+	return h.Session != 0 && h.Nonce>>nonceBits == l.run
+}
+
+// Subscribe returns a one-slot channel that is signalled on any change of
+// Registry, Fresh or Status. It lives as long as the Ledger.
+func (l *Ledger) Subscribe() <-chan struct{} { return l.mirror.subscribe() }
+
+// SetSelf changes what this host says of itself: address, VTEP, name. A new
+// Hello follows when it differs.
+func (l *Ledger) SetSelf(self cluster.Hello) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !sameHello(l.self, self) {
+		l.self = self
+		l.notify()
+	}
+}
+
+func sameHello(a, b cluster.Hello) bool {
+	return a.PublicKey.Equal(b.PublicKey) && a.Name == b.Name && a.VTEP == b.VTEP && a.Address == b.Address && a.Machine == b.Machine
+}
+
+// UpdateAddresses says where hosts are heard of now; a voter that moved is
+// found there.
+func (l *Ledger) UpdateAddresses(addresses map[cluster.HostID]netip.AddrPort) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !maps.Equal(l.addresses, addresses) {
+		l.addresses = maps.Clone(addresses)
+		l.notify()
+	}
+}
+
+// Status describes the ledger for people.
+func (l *Ledger) Status() Status {
+	s := Status{Index: l.Registry().Index, Fresh: l.Fresh()}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s.Cluster, s.Reachable, s.Voters = l.id, l.reachable, slices.Clone(l.voters)
+	switch {
+	case l.replica != nil:
+		s.Role = Voter
+	case l.id == "":
+		s.Role = Joining
+	default:
+		s.Role = Client
+	}
+	switch {
+	case l.broken != nil:
+		s.Error = l.broken.Error()
+	case l.waiting != "":
+		s.Error = l.waiting
+	case l.refused != "":
+		s.Error = l.refused
+	default:
+		s.Error = l.foreign
+	}
+	if s.Role == Joining {
+		s.Error = "joining: " + s.Error
+	}
+	return s
+}
+
+// notify is called with l.mu held.
+func (l *Ledger) notify() {
+	close(l.changed)
+	l.changed = make(chan struct{})
+	l.mirror.touch()
+}
+
+// watch returns a channel that is closed at the next change.
+func (l *Ledger) watch() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.changed
+}
+
+// wait sleeps for d, or until something changed; false when ctx ended.
+func (l *Ledger) wait(ctx context.Context, changed <-chan struct{}, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+	case <-changed:
+	}
+	return true
+}
+
+func (l *Ledger) local() *replica {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.replica
+}
+
+// note records what keeps the host from being served; "" when nothing does.
+func (l *Ledger) note(waiting string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	reachable := waiting == ""
+	if l.waiting == waiting && l.reachable == reachable {
+		return
+	}
+	if l.waiting != waiting {
+		if reachable {
+			l.log.Info("the cluster's log is in reach")
+		} else {
+			l.log.WithField("cause", waiting).Warn("the cluster's log is out of reach")
+		}
+	}
+	l.waiting, l.reachable = waiting, reachable
+	l.notify()
+}
+
+// noteRefused records why this host gets no session; "" when it has one.
+func (l *Ledger) noteRefused(why string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.refused == why {
+		return
+	}
+	if l.refused = why; why != "" {
+		l.log.WithField("cause", why).Error("the cluster refuses this host")
+	}
+	l.notify()
+}
+
+func (l *Ledger) noteBroken(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if (err == nil) == (l.broken == nil) {
+		return
+	}
+	if err != nil {
+		l.log.WithError(err).Error("cannot write the copy of the registry")
+	}
+	l.broken = err
+	l.notify()
+}
+
+// belong enters this host in a cluster, for good.
+func (l *Ledger) belong(id cluster.ID) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch l.id {
+	case id:
+		return nil
+	case "":
+	default:
+		return fmt.Errorf("this host belongs to cluster %s, and the log to cluster %s: run `isthmus reset` here to join that one", l.id, id)
+	}
+	if err := save(l.cfg.DB, clusterKey, []byte(id)); err != nil {
+		return err
+	}
+	l.log.WithField("cluster", id).Info("this host belongs to a cluster now")
+	l.id = id
+	l.notify()
+	return nil
+}
+
+// learn records who the voters are.
+func (l *Ledger) learn(voters []Server) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if slices.Equal(l.voters, voters) {
+		return nil
+	}
+	b, err := json.Marshal(voters)
+	if err == nil {
+		err = save(l.cfg.DB, votersKey, b)
+	}
+	l.voters = voters
+	l.notify()
+	return err
 }

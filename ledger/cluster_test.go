@@ -1,0 +1,188 @@
+package ledger
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	bolt "go.etcd.io/bbolt"
+	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/ledger/rules"
+	"github.com/isthmus-net/isthmus/transport"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// node is one host: its state on disk, and its process while it runs.
+type node struct {
+	*Ledger
+	t    *testing.T
+	name string
+	dir  string
+	key  ed25519.PrivateKey
+	addr netip.AddrPort
+	stop func() error
+}
+
+// newNode makes a host and finds a free port for it.
+func newNode(t *testing.T, name string) *node {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{t: t, name: name, dir: t.TempDir(), key: key, addr: netip.MustParseAddrPort("127.0.0.1:0")}
+	tr := n.listen()
+	n.addr = tr.Addr()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := tr.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.kill)
+	return n
+}
+
+func (n *node) id() cluster.HostID { return cluster.HostIDOf(n.key.Public().(ed25519.PublicKey)) }
+
+func (n *node) logger() logrus.FieldLogger {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	if testing.Verbose() {
+		log.SetOutput(os.Stderr)
+	}
+	return log.WithField("host", n.name)
+}
+
+func (n *node) listen() *transport.Transport {
+	n.t.Helper()
+	tr, err := transport.Listen(transport.Config{
+		Address: n.addr, Secret: []byte("secret"), Identity: n.key, Log: n.logger(),
+		Cluster: func() cluster.ID {
+			if n.Ledger == nil {
+				return ""
+			}
+			return n.ID()
+		},
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return tr
+}
+
+// start runs the host with this JOIN.
+func (n *node) start(join ...string) *node {
+	n.t.Helper()
+	return n.startWith(func(c *Config) { c.Join = join })
+}
+
+func (n *node) startWith(change func(*Config)) *node {
+	n.t.Helper()
+	if n.stop != nil {
+		n.t.Fatal("it runs already")
+	}
+	n.Ledger = nil
+	tr := n.listen()
+	db, err := bolt.Open(filepath.Join(n.dir, "state.db"), 0o600, nil)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	cfg := Config{
+		Transport: tr, DB: db, Dir: filepath.Join(n.dir, "raft"), Host: n.id(), Port: n.addr.Port(), Log: n.logger(),
+		Self: cluster.Hello{PublicKey: n.key.Public().(ed25519.PublicKey), Name: n.name, VTEP: n.addr.Addr(), Address: n.addr},
+	}
+	change(&cfg)
+	if n.Ledger, err = Open(cfg); err != nil {
+		n.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var g errgroup.Group
+	g.Go(func() error { return tr.Run(ctx) })
+	g.Go(func() error { return n.Ledger.Run(ctx) })
+	n.stop = func() error {
+		cancel()
+		err := g.Wait()
+		db.Close()
+		return err
+	}
+	return n
+}
+
+// kill ends the process of the host; its state stays.
+func (n *node) kill() {
+	n.t.Helper()
+	if n.stop == nil {
+		return
+	}
+	if err := n.stop(); err != nil {
+		n.t.Errorf("%s: %v", n.name, err)
+	}
+	n.stop = nil
+}
+
+// await waits until ok holds on this host.
+func (n *node) await(what string, ok func() bool) {
+	n.t.Helper()
+	changed := n.mirror.subscribe()
+	defer n.mirror.unsubscribe(changed)
+	timeout := time.NewTimer(20 * time.Second)
+	defer timeout.Stop()
+	for !ok() {
+		select {
+		case <-changed:
+		case <-timeout.C:
+			n.t.Fatalf("%s: waited too long until %s; %+v", n.name, what, n.Status())
+		}
+	}
+}
+
+func (n *node) fresh() *node {
+	n.t.Helper()
+	n.await("it is fresh", n.Fresh)
+	return n
+}
+
+func (n *node) must(c cluster.Command) cluster.Result {
+	n.t.Helper()
+	res, err := n.Propose(context.Background(), c)
+	if err != nil {
+		n.t.Fatalf("%s: %v", n.name, err)
+	}
+	if got := n.Registry().Index; got < res.Index {
+		n.t.Errorf("%s: the copy is at %d after a result at %d", n.name, got, res.Index)
+	}
+	if err := rules.Check(n.Registry()); err != nil {
+		n.t.Error(err)
+	}
+	return res
+}
+
+func attach(prefix string) cluster.Command {
+	return cluster.Command{AttachPool: &cluster.AttachPool{Prefix: netip.MustParsePrefix(prefix)}}
+}
+
+func grant(prefix string) cluster.Command {
+	return cluster.Command{Grant: &cluster.Grant{Pool: cluster.PoolKey{Prefix: netip.MustParsePrefix(prefix)}, Want: 8}}
+}
+
+// hosts makes hosts host1, host2 ... that do not run yet.
+func hosts(t *testing.T, n int) (nodes []*node, join []string) {
+	t.Helper()
+	for i := range n {
+		nodes = append(nodes, newNode(t, fmt.Sprintf("host%d", i+1)))
+		join = append(join, nodes[i].addr.String())
+	}
+	return nodes, join
+}

@@ -1,0 +1,126 @@
+package ledger
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/transport"
+)
+
+const (
+	// patience is how long one peer may take to answer a small question, and
+	// redial the longest pause before the next try: together below 2 s.
+	patience = 1400 * time.Millisecond
+	redial   = 500 * time.Millisecond
+	// gossips is how many hosts, besides those of JOIN, are asked at a time
+	// where the voters are.
+	gossips = 3
+	// lookEvery is how many tries come to one such question: usually the voter
+	// is just down.
+	lookEvery = 4
+)
+
+// pause spreads the tries of many hosts.
+func pause() time.Duration { return redial/2 + rand.N(redial/2) }
+
+// keepFollowing holds a stream to a voter, for ever.
+func (l *Ledger) keepFollowing(ctx context.Context) {
+	for try := 0; ctx.Err() == nil; try++ {
+		var last error
+		for _, at := range l.candidates() {
+			if err := l.follow(ctx, at); err != nil {
+				last = fmt.Errorf("follow the voter at %s: %w", at, plain(err))
+			}
+			if ctx.Err() != nil {
+				return
+			}
+		}
+		if try%lookEvery == 0 {
+			l.lookAround(ctx)
+		}
+		if last == nil {
+			last = fmt.Errorf("no voter of cluster %s is known: no member of JOIN answers", l.ID())
+		}
+		l.note(last.Error())
+		l.wait(ctx, l.watch(), pause())
+	}
+}
+
+// follow keeps the copy up to date from one voter until the stream breaks.
+func (l *Ledger) follow(ctx context.Context, at netip.AddrPort) error {
+	var r *cluster.Registry
+	return transport.CallStream(ctx, l.cfg.Transport, at, followMethod, followRequest{l.ID()}, func(u update) error {
+		if u.Voters != nil {
+			if err := l.learn(u.Voters); err != nil {
+				return err
+			}
+		}
+		if u.Registry != nil {
+			if own := l.Registry(); newer(own, u.Registry) {
+				return fmt.Errorf("its log ends at %d and this host has seen %d already: the disk there was set back; bring back its newer state", u.Registry.Index, own.Index)
+			}
+			r = u.Registry
+		}
+		for _, e := range u.Entries {
+			r, _ = step(r, e)
+		}
+		if r != nil {
+			l.mirror.advance(r)
+			l.note("")
+		}
+		return nil
+	})
+}
+
+// lookAround asks members where the voters are, for the next try.
+func (l *Ledger) lookAround(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	answers := l.ask(ctx, l.others())
+	for _, a := range l.askJoin(ctx) {
+		answers = append(answers, a.answer)
+	}
+	id := l.ID()
+	var hints []netip.AddrPort
+	for _, a := range answers {
+		if a.err == nil && a.reply.Cluster == id {
+			for _, v := range a.reply.Voters {
+				hints = append(hints, v.Address)
+			}
+		}
+	}
+	slices.SortFunc(hints, netip.AddrPort.Compare)
+	hints = slices.Compact(hints)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !slices.Equal(l.hints, hints) {
+		l.hints = hints
+		l.notify()
+	}
+}
+
+// others picks some members to ask.
+func (l *Ledger) others() []netip.AddrPort {
+	known := map[netip.AddrPort]bool{}
+	for _, h := range l.Registry().Hosts {
+		if h.ID != l.cfg.Host && !h.Tombstone && h.Address.IsValid() {
+			known[h.Address] = true
+		}
+	}
+	l.mu.Lock()
+	for id, at := range l.addresses {
+		if id != l.cfg.Host && at.IsValid() {
+			known[at] = true
+		}
+	}
+	l.mu.Unlock()
+	all := slices.Collect(maps.Keys(known))
+	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	return all[:min(gossips, len(all))]
+}

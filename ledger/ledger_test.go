@@ -1,0 +1,463 @@
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/ledger/rules"
+	"github.com/isthmus-net/isthmus/transport"
+)
+
+func TestFounderAlone(t *testing.T) {
+	n := newNode(t, "host1").start()
+	id, err := n.Cluster(t.Context())
+	if err != nil || len(id) != 16 || id != n.ID() {
+		t.Fatalf("cluster %q: %v", id, err)
+	}
+	n.fresh()
+	res := n.must(attach("10.1.0.0/16"))
+	if _, ok := n.Registry().Pools[res.Pool.Key]; !ok {
+		t.Error("the pool is not in the copy")
+	}
+	s := n.Status()
+	if s.Role != Voter || s.Error != "" || !s.Reachable || !s.Fresh || s.Index != n.Registry().Index || len(s.Voters) != 1 || s.Voters[0].Name != "host1" {
+		t.Errorf("status %+v", s)
+	}
+}
+
+func TestClientsPropose(t *testing.T) {
+	nodes, join := hosts(t, 3)
+	nodes[0].start().fresh()
+	for _, n := range nodes[1:] {
+		n.start(join[0]).fresh()
+	}
+	for _, n := range nodes {
+		if n.ID() != nodes[0].ID() {
+			t.Fatalf("%s is in cluster %s", n.name, n.ID())
+		}
+		n.must(attach("10.1.0.0/16"))
+	}
+	var wg sync.WaitGroup
+	for _, n := range nodes {
+		for range 10 {
+			wg.Go(func() {
+				if _, err := n.Propose(context.Background(), grant("10.1.0.0/16")); err != nil {
+					t.Errorf("%s: %v", n.name, err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	last := nodes[0].must(attach("10.2.0.0/16"))
+	want, _ := json.Marshal(nodes[0].Registry())
+	for _, n := range nodes {
+		n.await("it has all", func() bool { return n.Registry().Index >= last.Index })
+		got, _ := json.Marshal(n.Registry())
+		if string(got) != string(want) {
+			t.Errorf("%s has another registry", n.name)
+		}
+		if held := len(n.Registry().LeasesOf(cluster.PoolKey{Prefix: netip.MustParsePrefix("10.1.0.0/16")}, n.id())); held != 10 {
+			t.Errorf("%s holds %d blocks", n.name, held)
+		}
+		if err := rules.Check(n.Registry()); err != nil {
+			t.Error(err)
+		}
+	}
+	why := (*cluster.Refusal)(nil)
+	if _, err := nodes[1].Propose(t.Context(), attach("10.1.5.0/24")); !errors.As(err, &why) || why.Code != cluster.Overlap || !strings.Contains(why.Text, "host1") {
+		t.Errorf("overlap: %v", err)
+	}
+	if _, err := nodes[1].Propose(t.Context(), cluster.Command{Grant: &cluster.Grant{}}); !errors.As(err, &why) || why.Code != cluster.Invalid {
+		t.Errorf("nonsense: %v", err)
+	}
+	if s := nodes[2].Status(); s.Role != Client || !s.Reachable || s.Error != "" || s.Voters[0].Host != nodes[0].id() {
+		t.Errorf("status %+v", s)
+	}
+}
+
+func TestFounderRestarts(t *testing.T) {
+	nodes, join := hosts(t, 2)
+	founder, client := nodes[0].start(join[0]).fresh(), nodes[1].start(join[0]).fresh()
+	client.must(attach("10.1.0.0/16"))
+	lease := client.must(grant("10.1.0.0/16")).Lease
+	id := founder.ID()
+	founder.kill()
+	client.await("it notices", func() bool { return !client.Status().Reachable })
+
+	began := time.Now()
+	_, err := client.Propose(t.Context(), grant("10.1.0.0/16"))
+	var away *Unreachable
+	if !errors.As(err, &away) || len(away.Voters) != 1 || time.Since(began) > 6*time.Second {
+		t.Fatalf("propose without the voter: %v after %v", err, time.Since(began))
+	}
+	for _, words := range []string{"reach the voter host1 (" + founder.addr.String() + ")", "connection refused", "wait until it returns"} {
+		if !strings.Contains(err.Error(), words) {
+			t.Errorf("%q does not say %q", err, words)
+		}
+	}
+
+	began = time.Now()
+	founder.start(join[0]).fresh()
+	if d := time.Since(began); d > 5*time.Second {
+		t.Errorf("the founder needed %v to be back", d)
+	}
+	if founder.ID() != id || founder.Registry().Leases[lease.ID] != lease {
+		t.Errorf("the founder forgot: cluster %s, %+v", founder.ID(), founder.Registry().Leases)
+	}
+	client.must(grant("10.1.0.0/16"))
+	client.await("it is well", func() bool { return client.Status().Error == "" })
+}
+
+func TestClientBootsAlone(t *testing.T) {
+	nodes, join := hosts(t, 2)
+	founder, client := nodes[0].start().fresh(), nodes[1].start(join[0]).fresh()
+	pool := client.must(attach("10.1.0.0/16")).Pool
+	founder.kill()
+	client.kill()
+
+	client.start(join[0])
+	if client.ID() == "" || client.Registry().Pools[pool.Key].Key != pool.Key || client.Fresh() {
+		t.Errorf("alone: cluster %q, pools %v, fresh %v", client.ID(), client.Registry().Pools, client.Fresh())
+	}
+	client.await("it says why", func() bool { return strings.Contains(client.Status().Error, "connection refused") })
+	if s := client.Status(); s.Role != Client || s.Reachable || s.Voters[0].Host != founder.id() {
+		t.Errorf("status %+v", s)
+	}
+	founder.start()
+	client.fresh().must(grant("10.1.0.0/16"))
+}
+
+// All hosts have one JOIN list and start in some order: one cluster comes out,
+// founded by the first of the list.
+func TestSameListEverywhere(t *testing.T) {
+	for name, order := range map[string][]int{"first to last": {0, 1, 2}, "last to first": {2, 1, 0}, "founder in between": {1, 0, 2}} {
+		t.Run(name, func(t *testing.T) {
+			nodes, join := hosts(t, 3)
+			for _, i := range order {
+				nodes[i].start(join...)
+			}
+			for _, n := range nodes {
+				n.fresh()
+				if n.ID() != nodes[0].ID() {
+					t.Errorf("%s is in cluster %s, host1 in %s", n.name, n.ID(), nodes[0].ID())
+				}
+			}
+			if nodes[0].Status().Role != Voter || nodes[1].Status().Role != Client {
+				t.Errorf("roles %s, %s", nodes[0].Status().Role, nodes[1].Status().Role)
+			}
+		})
+	}
+}
+
+func TestFounderWaitsForAMajority(t *testing.T) {
+	nodes, join := hosts(t, 3)
+	nodes[0].start(join...)
+	nodes[0].await("it says whom it waits for", func() bool {
+		s := nodes[0].Status()
+		return s.Role == Joining && strings.HasPrefix(s.Error, "joining: "+join[1]+": connection refused") && strings.Contains(s.Error, "1 of 3") && strings.Contains(s.Error, "FOUND=force")
+	})
+	_, err := nodes[0].Propose(t.Context(), attach("10.1.0.0/16"))
+	if away := (*Unreachable)(nil); !errors.As(err, &away) || !strings.Contains(err.Error(), "join a cluster: ") || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("propose while joining: %v", err)
+	}
+	nodes[2].start(join...)
+	nodes[0].fresh()
+	nodes[2].fresh()
+	if nodes[0].ID() != nodes[2].ID() {
+		t.Error("two clusters")
+	}
+}
+
+func TestNobodyButTheFirstFounds(t *testing.T) {
+	nodes, join := hosts(t, 3)
+	nodes[1].start(join...)
+	nodes[2].start(join...)
+	nodes[1].await("it says whom it waits for", func() bool {
+		s := nodes[1].Status().Error
+		return strings.Contains(s, join[0]+": connection refused") && strings.Contains(s, join[2]+": belongs to no cluster yet") &&
+			strings.Contains(s, "the first member of JOIN, "+join[0])
+	})
+	if nodes[1].ID() != "" || nodes[2].ID() != "" {
+		t.Error("a host that is not the first founded a cluster")
+	}
+	nodes[0].start(join...)
+	nodes[1].fresh()
+}
+
+func TestForceFounds(t *testing.T) {
+	nodes, join := hosts(t, 2)
+	nodes[0].startWith(func(c *Config) { c.Join, c.Force = []string{join[1]}, true }).fresh()
+	// Where a member does answer, there is nothing to force.
+	nodes[1].startWith(func(c *Config) { c.Join, c.Force = []string{join[0]}, true }).fresh()
+	if nodes[0].ID() != nodes[1].ID() {
+		t.Error("two clusters")
+	}
+}
+
+func TestWipedFounderJoinsItsCluster(t *testing.T) {
+	nodes, join := hosts(t, 3)
+	for _, n := range nodes {
+		n.start(join...)
+	}
+	for _, n := range nodes {
+		n.fresh()
+	}
+	id := nodes[0].ID()
+	nodes[0].kill()
+	wiped := newNode(t, "host1")
+	wiped.addr = nodes[0].addr
+	wiped.start(join...)
+	wiped.await("it says what is missing", func() bool {
+		return strings.Contains(wiped.Status().Error, "enter cluster "+string(id))
+	})
+	if wiped.ID() != "" {
+		t.Errorf("it founded cluster %s beside %s", wiped.ID(), id)
+	}
+}
+
+func TestWrongCluster(t *testing.T) {
+	nodes, join := hosts(t, 3)
+	nodes[0].start().fresh()
+	nodes[1].start().fresh()
+	// A host keeps its cluster, and says so.
+	nodes[1].kill()
+	nodes[1].start(join[0])
+	nodes[1].await("it refuses", func() bool {
+		s := nodes[1].Status().Error
+		return strings.Contains(s, string(nodes[0].ID())) && strings.Contains(s, string(nodes[1].ID())) && strings.Contains(s, "isthmus reset")
+	})
+	nodes[1].fresh().must(attach("10.1.0.0/16"))
+	// A list that names two clusters is refused.
+	nodes[2].start(join[:2]...)
+	nodes[2].await("it refuses", func() bool {
+		s := nodes[2].Status().Error
+		return strings.Contains(s, string(nodes[0].ID())) && strings.Contains(s, string(nodes[1].ID())) && strings.Contains(s, "two clusters")
+	})
+}
+
+func TestNameTaken(t *testing.T) {
+	nodes, join := hosts(t, 2)
+	nodes[0].start().fresh()
+	nodes[1].name = "host1"
+	nodes[1].start(join[0])
+	nodes[1].await("it says so", func() bool {
+		return strings.Contains(nodes[1].Status().Error, "the name host1 belongs to") && strings.Contains(nodes[1].Status().Error, "NODE_NAME")
+	})
+	if nodes[1].ID() != "" {
+		t.Error("it belongs to a cluster that refused it")
+	}
+	nodes[1].kill()
+	nodes[1].name = "host2"
+	nodes[1].start(join[0]).fresh()
+}
+
+// Another run of the same host opened a session: the first run notices, and
+// opens the next one.
+func TestStaleSession(t *testing.T) {
+	nodes, join := hosts(t, 2)
+	nodes[0].start().fresh()
+	client := nodes[1].start(join[0]).fresh()
+	client.must(attach("10.1.0.0/16"))
+	client.mu.Lock()
+	hello, session := client.hello, client.session
+	client.mu.Unlock()
+	hello.Nonce = 1
+	call := func(c cluster.Command) cluster.Result {
+		c.Host = client.id()
+		res, err := transport.Call[proposeRequest, cluster.Result](t.Context(), client.cfg.Transport, nodes[0].addr, proposeMethod, proposeRequest{client.ID(), c})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res
+	}
+	if res := call(cluster.Command{Hello: &hello}); res.Refused != nil {
+		t.Fatal(res.Refused)
+	}
+	late := grant("10.1.0.0/16")
+	late.Session, late.Request = session, 1000
+	if res := call(late); res.Refused == nil || res.Refused.Code != cluster.StaleSession {
+		t.Errorf("a command of the old session: %+v", res)
+	}
+	client.must(grant("10.1.0.0/16"))
+	client.fresh()
+	if got := client.Registry().Hosts[client.id()]; got.Nonce == 1 || got.Session <= session {
+		t.Errorf("session %d, nonce %d", got.Session, got.Nonce)
+	}
+}
+
+func TestNobodySpeaksForAnother(t *testing.T) {
+	nodes, join := hosts(t, 2)
+	nodes[0].start().fresh()
+	client := nodes[1].start(join[0]).fresh()
+	session := client.Registry().Hosts[nodes[0].id()].Session
+	for _, c := range []cluster.Command{
+		{Host: nodes[0].id(), Session: session, Request: 1000, AttachPool: &cluster.AttachPool{Prefix: netip.MustParsePrefix("10.1.0.0/16")}},
+		{Host: client.id(), Found: &cluster.Found{Cluster: "x"}},
+	} {
+		_, err := transport.Call[proposeRequest, cluster.Result](t.Context(), client.cfg.Transport, nodes[0].addr, proposeMethod, proposeRequest{client.ID(), c})
+		if why := (*cluster.Refusal)(nil); !errors.As(err, &why) || why.Code != cluster.Invalid {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+	// Nor does a host that is no voter speak raft.
+	conn, err := client.cfg.Transport.Dial(t.Context(), nodes[0].addr, transport.Raft)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the voter keeps the stream of a stranger open: %v", err)
+	}
+}
+
+// The answer to a grant is lost: the same request again gives the same block.
+func TestLostAnswer(t *testing.T) {
+	nodes, join := hosts(t, 2)
+	founder := nodes[0].start().fresh()
+	client := nodes[1].start(join[0]).fresh()
+	client.must(attach("10.1.0.0/16"))
+	c := grant("10.1.0.0/16")
+	c.Host, c.Session, c.Request = client.id(), client.session, 1000
+	r := founder.local()
+	first, err := r.Propose(t.Context(), c) // as if the answer had not reached the client
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := client.submit(t.Context(), client.ID(), c)
+	if err != nil || again.Lease != first.Lease || again.Index != first.Index {
+		t.Errorf("again %+v (%v), first %+v", again, err, first)
+	}
+	if n := len(founder.Registry().Leases); n != 1 {
+		t.Errorf("%d leases", n)
+	}
+}
+
+func TestSetSelf(t *testing.T) {
+	nodes, join := hosts(t, 2)
+	nodes[0].start().fresh()
+	client := nodes[1].start(join[0]).fresh()
+	self := client.cfg.Self
+	self.VTEP = netip.MustParseAddr("192.0.2.77")
+	client.SetSelf(self)
+	nodes[0].await("the address is known", func() bool { return nodes[0].Registry().Hosts[client.id()].VTEP == self.VTEP })
+	client.must(attach("10.1.0.0/16"))
+	if !client.Fresh() {
+		t.Error("not fresh after a second hello")
+	}
+}
+
+// The voter moved to another port. Gossip hears of it there.
+func TestVoterMoves(t *testing.T) {
+	nodes, join := hosts(t, 2)
+	founder, client := nodes[0].start().fresh(), nodes[1].start(join[0]).fresh()
+	founder.kill()
+	moved := newNode(t, "spare").addr
+	founder.addr = moved
+	founder.start().fresh()
+	client.UpdateAddresses(map[cluster.HostID]netip.AddrPort{founder.id(): moved})
+	client.await("it follows", func() bool { return client.Status().Reachable })
+	if v := client.Status().Voters; v[0].Address != moved {
+		t.Errorf("voters %v", v)
+	}
+	client.must(attach("10.1.0.0/16"))
+}
+
+// A third host knows where the voter is now.
+func TestAnyHostTellsWhereTheVoterIs(t *testing.T) {
+	nodes, join := hosts(t, 3)
+	founder := nodes[0].start().fresh()
+	nodes[1].start(join[0]).fresh()
+	nodes[2].start(join[1]).fresh()
+	nodes[2].kill()
+	founder.kill()
+	founder.addr = newNode(t, "spare").addr
+	founder.start().fresh()
+	nodes[1].UpdateAddresses(map[cluster.HostID]netip.AddrPort{founder.id(): founder.addr})
+	nodes[2].start(join[1]).fresh()
+}
+
+func TestSetBackLogIsNotFollowed(t *testing.T) {
+	nodes, join := hosts(t, 2)
+	founder, client := nodes[0].start().fresh(), nodes[1].start(join[0]).fresh()
+	client.must(attach("10.1.0.0/16"))
+	founder.kill()
+	old := t.TempDir()
+	if err := os.CopyFS(old, os.DirFS(founder.dir)); err != nil {
+		t.Fatal(err)
+	}
+	founder.start().fresh()
+	client.fresh()
+	for range 5 {
+		client.must(grant("10.1.0.0/16"))
+	}
+	seen := client.Registry().Index
+	founder.kill()
+	founder.dir = old
+	founder.start().fresh()
+	client.await("it says so", func() bool { return strings.Contains(client.Status().Error, "was set back") })
+	if client.Registry().Index != seen {
+		t.Error("the copy went back")
+	}
+}
+
+func TestSnapshotsAreRestored(t *testing.T) {
+	n := newNode(t, "host1").start().fresh()
+	n.must(attach("10.1.0.0/16"))
+	lease := n.must(grant("10.1.0.0/16")).Lease
+	if err := n.local().raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	after := n.must(grant("10.1.0.0/16")).Lease
+	n.kill()
+	// Without the copy, all comes from the log and its snapshot.
+	if err := os.Remove(filepath.Join(n.dir, "state.db")); err != nil {
+		t.Fatal(err)
+	}
+	n.start().fresh()
+	if r := n.Registry(); r.Leases[lease.ID] != lease || r.Leases[after.ID] != after {
+		t.Errorf("leases %v", r.Leases)
+	}
+}
+
+func TestFullDisk(t *testing.T) {
+	n := newNode(t, "host1").start().fresh()
+	n.must(attach("10.1.0.0/16"))
+	full := errors.New("no space left on device")
+	var mu sync.Mutex
+	failing := true
+	store := n.local().store
+	write := *store.update.Load()
+	limited := func(fn func(*bolt.Tx) error) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if failing {
+			return full
+		}
+		return write(fn)
+	}
+	store.update.Store(&limited)
+	_, err := n.Propose(t.Context(), grant("10.1.0.0/16"))
+	if away := (*Unreachable)(nil); !errors.As(err, &away) || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("propose on a full disk: %v", err)
+	}
+	if s := n.Status(); s.Reachable || !strings.Contains(s.Error, "no space left") {
+		t.Errorf("status %+v", s)
+	}
+	mu.Lock()
+	failing = false
+	mu.Unlock()
+	n.await("it writes again", func() bool { return n.Status().Reachable })
+	n.must(grant("10.1.0.0/16"))
+}
