@@ -1,0 +1,296 @@
+package ipam
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/isthmus-net/isthmus/cluster"
+)
+
+// blocks lists the prefixes of the blocks that a host holds.
+func blocksOf(h *host, id string) (out []netip.Prefix) {
+	for _, s := range h.Status() {
+		if s.Pool == keyOf(id) {
+			for _, b := range s.Blocks {
+				out = append(out, b.Block)
+			}
+		}
+	}
+	return out
+}
+
+func TestLeasesAheadOfNeedAndGivesBack(t *testing.T) {
+	l := newLab(t, "h1")
+	h := l.hosts[0]
+	id := must[string](t)(h.network("10.0.0.0/16", "", ""))
+	var got []netip.Addr
+	for n := range 200 {
+		h.work()
+		l.log.Registry()
+		h.Reach(false) // no start needs the cluster when Run keeps up
+		a, err := h.start(id, "", "")
+		if err != nil {
+			t.Fatalf("start %d: %v", n, err)
+		}
+		got = append(got, a)
+		h.Reach(true)
+	}
+	if n := len(blocksOf(h, id)); n > 8 {
+		t.Errorf("%d blocks for 200 addresses", n)
+	}
+	for _, a := range got {
+		h.stop(id, a)
+	}
+	h.work()
+	if n := len(blocksOf(h, id)); n < 4 {
+		t.Errorf("%d blocks left before the addresses cooled", n)
+	}
+	for range 3 {
+		l.pass(peakPeriod)
+		h.work()
+	}
+	if n := len(blocksOf(h, id)); n != 1 {
+		t.Errorf("%d blocks left without any use", n)
+	}
+	if n := len(l.log.Registry().Leases); n != 1 {
+		t.Errorf("%d leases left without any use", n)
+	}
+	must[netip.Addr](t)(h.start(id, "", ""))
+}
+
+func TestStaticBlockIsKeptForADay(t *testing.T) {
+	l := newLab(t, "h1")
+	h := l.hosts[0]
+	id := must[string](t)(h.network("10.0.0.0/16", "", ""))
+	a := must[netip.Addr](t)(h.start(id, "10.0.9.9", ""))
+	h.stop(id, a)
+	l.pass(keepTime - time.Minute)
+	h.work()
+	if h.LeaseOf(keyOf(id), a) == 0 {
+		t.Error("given back too early")
+	}
+	l.pass(time.Minute)
+	h.work()
+	if h.LeaseOf(keyOf(id), a) != 0 {
+		t.Error("not given back")
+	}
+}
+
+func TestLostAnswersLeakNothing(t *testing.T) {
+	l := newLab(t, "h1")
+	h := l.hosts[0]
+	id, _, err := h.requestPool("10.0.0.0/24", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.LoseAnswers(1)
+	if err := h.Prepare(t.Context(), []cluster.PoolKey{keyOf(id)}); err == nil {
+		t.Fatal("the answer was not lost")
+	}
+	h.work()
+	if n := len(blocksOf(h, id)); n != 1 {
+		t.Errorf("%d blocks after a lost answer", n)
+	}
+	h.LoseAnswers(1)
+	if _, _, err := h.requestPool("10.1.0.0/24", "", nil); err == nil {
+		t.Fatal("the answer was not lost")
+	}
+	h.work()
+	if st := h.Status(); len(st) != 2 || st[1].Uses != 0 {
+		t.Errorf("status %+v", st)
+	}
+	l.pass(keepTime)
+	h.work()
+	if n := len(l.log.Registry().Pools); n != 1 {
+		t.Errorf("%d pools after a day", n)
+	}
+}
+
+func TestDrainingBlocksAreNeverUsedAgain(t *testing.T) {
+	l := newLab(t, "h1")
+	h := l.hosts[0]
+	id := must[string](t)(h.network("10.0.0.0/24", "", ""))
+	h.LoseAnswers(1)
+	if err := h.Recalled(t.Context(), keyOf(id)); err == nil {
+		t.Fatal("the answer was not lost")
+	}
+	h.Reach(false)
+	h.reboot()
+	if st := h.Status(); !st[0].Blocks[0].Draining {
+		t.Fatalf("status %+v", st)
+	}
+	if a, err := h.start(id, "", ""); err == nil {
+		t.Errorf("%s handed out of a draining block", a)
+	}
+	if a, err := h.start(id, "10.0.0.3", ""); err == nil {
+		t.Errorf("%s handed out of a draining block", a)
+	}
+	h.Reach(true)
+	if err := h.Hello(); err != nil {
+		t.Fatal(err)
+	}
+	must[netip.Addr](t)(h.start(id, "10.0.0.3", ""))
+	h.work()
+	for _, s := range h.Status() {
+		for _, b := range s.Blocks {
+			if b.Draining {
+				t.Errorf("still draining: %+v", b)
+			}
+		}
+	}
+}
+
+func TestRecalledKeepsWhatIsInUse(t *testing.T) {
+	l := newLab(t, "h1")
+	h := l.hosts[0]
+	id := must[string](t)(h.network("10.0.0.0/24", "", ""))
+	a := must[netip.Addr](t)(h.start(id, "", "web"))
+	must[netip.Addr](t)(h.start(id, "10.0.0.77", ""))
+	h.stop(id, addr("10.0.0.77"))
+	if err := h.Recalled(t.Context(), keyOf(id)); err != nil {
+		t.Fatal(err)
+	}
+	if got := blocksOf(h, id); len(got) != 1 || !got[0].Contains(a) {
+		t.Errorf("blocks left: %v", got)
+	}
+	wantErr(t, h.Recalled(t.Context(), keyOf(id)), "give up pool 10.0.0.0/24: a network of this host is on it: in use")
+	if err := h.Recalled(t.Context(), cluster.PoolKey{Prefix: prefix("10.9.0.0/24")}); err != nil {
+		t.Errorf("of an unknown pool: %v", err)
+	}
+	if err := h.release(id); err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, h.Recalled(t.Context(), keyOf(id)), "give up pool 10.0.0.0/24: 10.0.0.2 (web) in use: in use")
+}
+
+func TestClusterTookABlock(t *testing.T) {
+	l := newLab(t, "h1")
+	h := l.hosts[0]
+	id := must[string](t)(h.network("10.0.0.0/24", "", ""))
+	a := must[netip.Addr](t)(h.start(id, "", ""))
+	// A registry that was rebuilt without this host's leases.
+	if _, err := h.Host.Propose(t.Context(), cluster.Command{Release: &cluster.Release{Lease: h.LeaseOf(keyOf(id), a)}}); err != nil {
+		t.Fatal(err)
+	}
+	h.reconcile(h.Registry())
+	st := h.Status()[0]
+	if st.Problem != "the cluster took block 10.0.0.0/29 from this host" || len(st.Used) != 1 || st.Used[0].Lease != 0 || len(st.Blocks) != 0 {
+		t.Errorf("status %+v", st)
+	}
+	h.stop(id, a)
+	h.work()
+	must[netip.Addr](t)(h.start(id, "", ""))
+}
+
+func TestClusterLostThePool(t *testing.T) {
+	l := newLab(t, "h1")
+	h := l.hosts[0]
+	id := must[string](t)(h.network("10.0.0.0/24", "", ""))
+	for _, b := range h.Status()[0].Blocks {
+		must[cluster.Result](t)(h.Host.Propose(t.Context(), cluster.Command{Release: &cluster.Release{Lease: b.Lease}}))
+	}
+	must[cluster.Result](t)(h.Host.Propose(t.Context(), cluster.Command{DetachPool: &cluster.DetachPool{Pool: keyOf(id)}}))
+	h.work()
+	if p, ok := l.log.Registry().Pools[keyOf(id)]; !ok || len(p.Holders) != 1 {
+		t.Errorf("pool %+v, %v", p, ok)
+	}
+	must[netip.Addr](t)(h.start(id, "", ""))
+}
+
+func TestSweep(t *testing.T) {
+	l := newLab(t, "h1")
+	h := l.hosts[0]
+	id := must[string](t)(h.network("10.0.0.0/24", "", "", "10.0.0.9"))
+	live := must[netip.Addr](t)(h.start(id, "", "live"))
+	lost := must[netip.Addr](t)(h.requestAddress(id, "", nil))
+	foreign, _, err := h.requestPool("10.1.0.0/24", "", nil) // of another network driver
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := must[netip.Addr](t)(h.requestAddress(foreign, "", nil))
+	h.sweep(t.Context())
+	l.pass(59 * time.Second)
+	h.sweep(t.Context())
+	if n := len(h.Used(keyOf(id))); n != 2 {
+		t.Fatalf("%d used after 59 s", n)
+	}
+	l.pass(time.Second)
+	h.sweep(t.Context())
+	if used := h.Used(keyOf(id)); len(used) != 1 || used[0].Addr != live {
+		t.Errorf("used %+v, lost %s", used, lost)
+	}
+	if used := h.Used(keyOf(foreign)); len(used) != 1 || used[0].Addr != kept {
+		t.Errorf("of another driver: %+v", used)
+	}
+	// An endpoint that appears in time counts anew.
+	a := must[netip.Addr](t)(h.requestAddress(id, "", nil))
+	h.sweep(t.Context())
+	l.pass(50 * time.Second)
+	h.setLive(id, a, true)
+	h.sweep(t.Context())
+	h.setLive(id, a, false)
+	l.pass(50 * time.Second)
+	h.sweep(t.Context())
+	if n := len(h.Used(keyOf(id))); n != 2 {
+		t.Errorf("%d used; the minute must be without a break", n)
+	}
+	if g := must[netip.Addr](t)(h.requestAddress(id, "", forGateway)); g != addr("10.0.0.1") {
+		t.Errorf("gateway %s", g)
+	}
+}
+
+func TestRun(t *testing.T) {
+	if raceEnabled {
+		t.Skip("testing/synctest crashes under the race detector before Go 1.27; TestRunConcurrently covers that")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		h := newLab(t, "h1").hosts[0]
+		h.cfg.Now = time.Now
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- h.Run(ctx) }()
+		synctest.Wait()
+		id := must[string](t)(h.network("10.0.0.0/16", "", ""))
+		for range 3 {
+			must[netip.Addr](t)(h.start(id, "", ""))
+			synctest.Wait()
+		}
+		if n := len(blocksOf(h, id)); n != 2 {
+			t.Errorf("%d blocks after 3 of 6 addresses went", n)
+		}
+		h.Reach(false)
+		for range 16 {
+			must[netip.Addr](t)(h.start(id, "", ""))
+		}
+		synctest.Wait()
+		h.Reach(true)
+		time.Sleep(time.Minute) // virtual: the back-off ends
+		synctest.Wait()
+		if n := len(blocksOf(h, id)); n != 3 {
+			t.Errorf("%d blocks after the cluster came back", n)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRunConcurrently(t *testing.T) {
+	h := newLab(t, "h1").hosts[0]
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- h.Run(ctx) }()
+	id := must[string](t)(h.network("10.0.0.0/16", "", ""))
+	for range 100 {
+		h.stop(id, must[netip.Addr](t)(h.start(id, "", "")))
+		h.Status()
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
