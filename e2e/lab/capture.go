@@ -79,6 +79,7 @@ func (c *Capture) read(stdout io.Reader) {
 		text := lines.Text()
 		c.mu.Lock()
 		switch {
+		case text == "": // its last word
 		case strings.Contains(text, "ethertype Unknown ("+markerType+")"):
 			select {
 			case <-c.marked:

@@ -3,10 +3,14 @@
 package lab_test
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
+	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,9 +36,10 @@ func within(t *testing.T, limit time.Duration, what string, cond func() bool) {
 // TestHosts goes through what other tests rely on, in one lab, as starting one
 // is the costly part.
 func TestHosts(t *testing.T) {
-	before := leftovers(t)
+	var made trace
 	t.Run("lab", func(t *testing.T) {
 		l := lab.New(t, lab.Config{Hosts: 3})
+		made.note(t, l)
 		t.Run("host", func(t *testing.T) { testHost(t, l) })
 		t.Run("links", func(t *testing.T) { testLinks(t, l) })
 		t.Run("engine", func(t *testing.T) { testEngine(t, l) })
@@ -42,11 +47,168 @@ func TestHosts(t *testing.T) {
 		t.Run("snapshot", func(t *testing.T) { testSnapshot(t, l) })
 		t.Run("capture", func(t *testing.T) { testCapture(t, l) })
 		t.Run("traffic", func(t *testing.T) { testTraffic(t, l) })
+		t.Run("plugin", func(t *testing.T) { testPlugin(t, l) })
 		t.Run("compose", func(t *testing.T) { testCompose(t, l) })
 		t.Run("swarm", func(t *testing.T) { testSwarm(t, l) })
+		made.note(t, l)
 	})
-	if after := leftovers(t); after != before {
-		t.Errorf("a lab left something behind; before:\n%s\nafter:\n%s", before, after)
+	made.gone(t)
+}
+
+// TestOwner ends a process that made a lab, in the ways that leave it no time
+// to clean up, and sees that the lab is gone, and swept by the next.
+func TestOwner(t *testing.T) {
+	if id := os.Getenv("LAB_TEST_OWN"); id != "" {
+		l := lab.New(t, lab.Config{ID: id, Hosts: 1})
+		os.Stdout.WriteString("owned\n" + strings.Join(namespaces(t, l), "\n") + "\n\n")
+		<-t.Context().Done()
+	}
+	for _, c := range []struct {
+		id     string
+		signal os.Signal
+	}{{"owner-killed", os.Kill}, {"owner-interrupted", os.Interrupt}} {
+		t.Run(c.id, func(t *testing.T) {
+			cmd := exec.Command("/proc/self/exe", "-test.run=^TestOwner$", "-test.v")
+			cmd.Env = append(os.Environ(), "LAB_TEST_OWN="+c.id)
+			stdout, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			made := trace{ids: []string{c.id}}
+			owned := false
+			lines := bufio.NewScanner(stdout)
+			for lines.Scan() && !(owned && lines.Text() == "") {
+				if owned {
+					made.namespaces = append(made.namespaces, lines.Text())
+				}
+				owned = owned || lines.Text() == "owned"
+			}
+			if len(made.namespaces) == 0 {
+				t.Fatal("the owner made no lab")
+			}
+			cmd.Process.Signal(c.signal)
+			go io.Copy(io.Discard, stdout)
+			if cmd.Wait() == nil {
+				t.Error("the owner ended well")
+			}
+			within(t, 10*time.Second, "namespaces are gone", func() bool { return len(made.left(t)) == 0 })
+			if c.signal == os.Kill {
+				if _, err := lab.Sweep(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			made.gone(t)
+		})
+	}
+}
+
+// TestIPv6Underlay has hosts with nothing but IPv6 between them.
+func TestIPv6Underlay(t *testing.T) {
+	ctx, must := t.Context(), lab.Must(t)
+	l := lab.New(t, lab.Config{Hosts: 2, IPv6Underlay: true, MTU: 1400})
+	one := l.Host(1)
+	if got := must(one.Exec(ctx, "ip", "-4", "addr", "show", "eth0")); got != "" {
+		t.Errorf("host1 has an IPv4 address on the underlay: %s", got)
+	}
+	if one.IP() != one.IP6() || !reaches(ctx, one, "host2") {
+		t.Errorf("host1, with address %s, does not reach host2", one.IP())
+	}
+	testPlugin(t, l)
+}
+
+// TestTwoLabs has two labs at once, with the same addresses.
+func TestTwoLabs(t *testing.T) {
+	ctx := t.Context()
+	a, b := lab.New(t, lab.Config{Hosts: 1}), lab.New(t, lab.Config{Hosts: 2})
+	if a.ID() == b.ID() {
+		t.Fatalf("both labs are %q", a.ID())
+	}
+	if reaches(ctx, a.Host(1), "10.99.0.2") || !reaches(ctx, b.Host(1), "10.99.0.2") {
+		t.Error("a host is reached from the other lab, or not from its own")
+	}
+	if _, err := lab.Up(ctx, lab.Config{ID: a.ID(), Hosts: 1}); err == nil || !strings.Contains(err.Error(), "is up already") {
+		t.Errorf("making a lab of the same name again said: %v", err)
+	}
+	if swept, err := lab.Sweep(ctx); err != nil || slices.Contains(swept, a.ID()) || slices.Contains(swept, b.ID()) {
+		t.Errorf("swept %q, %v: labs that are up", swept, err)
+	}
+	if err := b.Down(); err != nil {
+		t.Fatal(err)
+	}
+	lab.Must(t)(a.Host(1).Docker(ctx, "ps"))
+}
+
+// trace is what was seen of labs while they were up.
+type trace struct{ ids, namespaces []string }
+
+func (r *trace) note(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	r.ids = append(r.ids, l.ID())
+	r.namespaces = append(r.namespaces, namespaces(t, l)...)
+}
+
+// namespaces lists those of all hosts, containers included, by inode.
+func namespaces(t *testing.T, l *lab.Lab) []string {
+	t.Helper()
+	var list []string
+	for _, h := range l.Hosts() {
+		out := lab.Must(t)(h.Exec(t.Context(), "lsns", "-n", "-o", "NS"))
+		list = append(list, strings.Fields(out)...)
+	}
+	shared := machineNamespaces(t)
+	return slices.DeleteFunc(list, func(ns string) bool { return slices.Contains(shared, ns) })
+}
+
+// machineNamespaces are those that hosts may share with the machine.
+func machineNamespaces(t *testing.T) []string {
+	t.Helper()
+	var list []string
+	links, _ := filepath.Glob("/proc/self/ns/*")
+	for _, link := range links {
+		if name, err := os.Readlink(link); err == nil {
+			_, inode, _ := strings.Cut(strings.Trim(name, "]"), "[")
+			list = append(list, inode)
+		}
+	}
+	return list
+}
+
+// left lists namespaces that exist still.
+func (r *trace) left(t *testing.T) []string {
+	t.Helper()
+	out, err := exec.Command("lsns", "-n", "-o", "NS").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := strings.Fields(string(out))
+	return slices.DeleteFunc(slices.Clone(r.namespaces), func(ns string) bool { return !slices.Contains(now, ns) })
+}
+
+// gone fails the test when anything of the labs is left.
+func (r *trace) gone(t *testing.T) {
+	t.Helper()
+	if len(r.namespaces) < 5 {
+		t.Fatalf("saw only the namespaces %q of a lab", r.namespaces)
+	}
+	if left := r.left(t); len(left) > 0 {
+		t.Errorf("namespaces are left: %q", left)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range r.ids {
+		for _, pattern := range []string{"/run/isthmus-lab/", "/var/tmp/isthmus-lab/", "/sys/fs/cgroup/isthmus-lab-", "/sys/fs/cgroup/*/isthmus-lab-"} {
+			if found, _ := filepath.Glob(pattern + id); len(found) > 0 {
+				t.Errorf("left behind: %q", found)
+			}
+		}
+		if strings.Contains(string(mounts), id) {
+			t.Errorf("a mount of lab %s is left on the machine", id)
+		}
 	}
 }
 
@@ -255,9 +417,9 @@ func testSnapshot(t *testing.T, l *lab.Lab) {
 		t.Errorf("a Docker network that came and went changed:\n%s", d)
 	}
 	for _, c := range []struct{ do, undo, want string }{
-		{"ip link add x0 type vxlan id 7 dstport 8475 addrgenmode none", "ip link del x0", "link x0 vxlan"},
+		{"ip link add x0 type vxlan id 7 dstport 8475", "ip link del x0", "link x0 vxlan"},
 		{"ip addr add 10.1.1.1/32 dev eth0", "ip addr del 10.1.1.1/32 dev eth0", "address eth0 10.1.1.1/32"},
-		{"ip route add 10.2.0.0/16 dev eth0 table 77 proto 99", "ip route del 10.2.0.0/16 table 77", "route 10.2.0.0/16 dev eth0 table 77 proto 99"},
+		{"ip route add 10.2.0.0/16 dev eth0 table 77 proto 201", "ip route del 10.2.0.0/16 table 77", "route 10.2.0.0/16 dev eth0 table 77 proto 201"},
 		{"ip -6 route add fd42::/64 dev eth0", "ip -6 route del fd42::/64 dev eth0", "route fd42::/64 dev eth0"},
 		{"ip rule add pref 99 lookup 77", "ip rule del pref 99", "rule -4 99: from all lookup 77"},
 		{"ip neigh add 10.99.0.77 lladdr 02:00:00:00:00:01 dev eth0 nud permanent", "ip neigh del 10.99.0.77 dev eth0", "neighbour eth0 10.99.0.77 02:00:00:00:00:01"},
@@ -322,11 +484,11 @@ func testTraffic(t *testing.T, l *lab.Lab) {
 			t.Errorf("measured to %s: %.0f Mbit/s, %+v", to, rate.Mbit, times)
 		}
 		var flow struct{ Sent, Received, Lost, Duplicates int }
-		for _, kind := range []string{"--no-udp", "--udp"} {
-			lines := strings.Split(must(one.Exec(ctx, "box", "stream", to, kind, "--for", "300ms", "--linger", "200ms")), "\n")
+		for _, kind := range []string{"tcp", "udp"} {
+			lines := strings.Split(must(one.Exec(ctx, "box", "stream", to, "--over", kind, "--for", "300ms", "--linger", "200ms")), "\n")
 			decode(t, lines[len(lines)-1], &flow)
 			if flow.Sent < 10 || flow.Lost != 0 || flow.Duplicates != 0 || flow.Received != flow.Sent {
-				t.Errorf("a stream %s to %s came to %+v", kind, to, flow)
+				t.Errorf("a stream over %s to %s came to %+v", kind, to, flow)
 			}
 		}
 	}
@@ -389,6 +551,59 @@ func decode(t *testing.T, text string, into any) {
 	}
 }
 
+// testPlugin installs a managed plugin from the registry on every host: a volume
+// plugin, which needs nothing of the engine, but on the host's network and with
+// the sandboxes' directory mounted as a network plugin has it.
+func testPlugin(t *testing.T, l *lab.Lab) {
+	ctx, must := t.Context(), lab.Must(t)
+	dir := t.TempDir()
+	must(l.Host(1).Exec(ctx, "true"))
+	for _, sub := range []string{"rootfs/run/docker/plugins", "rootfs/var/run/docker"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tool, err := os.ReadFile(l.Host(1).Path("/usr/local/bin/box"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := `{
+		"description": "answers on the host's network", "entrypoint": ["/box", "serve", "--socket", "/run/docker/plugins/box.sock"],
+		"interface": {"types": ["docker.volumedriver/1.0"], "socket": "box.sock"},
+		"network": {"type": "host"},
+		"env": [{"name": "WHO", "value": "nobody", "settable": ["value"]}],
+		"mounts": [{"name": "sandboxes", "type": "bind", "source": "/var/run/docker", "destination": "/var/run/docker", "options": ["rbind", "rslave"]}],
+		"linux": {"capabilities": ["CAP_NET_ADMIN", "CAP_SYS_ADMIN"]}
+	}`
+	for name, content := range map[string][]byte{"config.json": []byte(config), "rootfs/box": tool} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ref, err := l.PushPlugin(ctx, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range l.Hosts() {
+		if err := h.InstallPlugin(ctx, ref, "WHO="+h.Name); err != nil {
+			t.Fatal(err)
+		}
+		if got := must(h.Docker(ctx, "plugin", "inspect", "-f", "{{.Enabled}} {{.Settings.Env}}", "isthmus")); got != "true [WHO="+h.Name+"]" {
+			t.Errorf("the plugin of %s is %s", h.Name, got)
+		}
+		must(h.Exec(ctx, "box", "tcp", h.IP().String())) // it is on the host's network
+		must(h.Docker(ctx, "run", "-d", "--name", "sandbox", lab.Image, "sleep", "1000"))
+		key := must(h.Docker(ctx, "inspect", "-f", "{{.NetworkSettings.SandboxKey}}", "sandbox"))
+		pid := must(h.Exec(ctx, "pgrep", "-f", "^/box serve"))
+		within(t, 5*time.Second, "the plugin sees a new sandbox as one", func() bool {
+			kind, err := h.Exec(ctx, "stat", "-f", "-c", "%T", "/proc/"+pid+"/root"+key)
+			return err == nil && kind == "nsfs"
+		})
+		must(h.Docker(ctx, "rm", "-f", "sandbox"))
+		must(h.Docker(ctx, "plugin", "rm", "-f", "isthmus"))
+	}
+}
+
 func testCompose(t *testing.T, l *lab.Lab) {
 	ctx, must, h := t.Context(), lab.Must(t), l.Host(1)
 	file := t.TempDir() + "/pair.yml"
@@ -428,20 +643,4 @@ func testSwarm(t *testing.T, l *lab.Lab) {
 	if err := l.LeaveSwarm(ctx); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// leftovers lists what a lab could leave on the machine.
-func leftovers(t *testing.T) string {
-	t.Helper()
-	out, err := exec.Command("sh", "-c", `
-		ps -eo args | grep -E '^(box|dockerd|containerd|/usr/sbin/dockerd|tcpdump|nsenter|docker-registry)' | sort
-		lsns -n -o TYPE | sort | uniq -c
-		grep -c . /proc/self/mountinfo
-		ls -A /run/isthmus-lab /var/tmp/isthmus-lab
-		find /sys/fs/cgroup -maxdepth 2 -name 'isthmus-lab-*'
-		ip -o link | cut -d: -f2`).CombinedOutput()
-	if err != nil {
-		t.Fatalf("list what is left: %v: %s", err, out)
-	}
-	return string(out)
 }

@@ -18,6 +18,8 @@ type serveCmd struct {
 	Echo int `help:"Port of the TCP and UDP echo." default:"7000"`
 	Sink int `help:"Port of the TCP sink." default:"7001"`
 	HTTP int `help:"Port of the HTTP server, which answers with the host's name." default:"80"`
+
+	Socket string `help:"Also accept connections on a unix socket, as the engine wants of a plugin."`
 }
 
 // Run serves IPv4 and IPv6 on all addresses until it is told to end.
@@ -43,6 +45,14 @@ func (s *serveCmd) Run(ctx context.Context) error {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	if s.Socket != "" {
+		plugin, err := net.Listen("unix", s.Socket)
+		if err != nil {
+			return err
+		}
+		defer plugin.Close()
+		go accept(plugin, echoTCP)
+	}
 	g.Go(func() error { return accept(echo, echoTCP) })
 	g.Go(func() error { return accept(sink, measureSink) })
 	g.Go(func() error { return echoUDP(packets) })

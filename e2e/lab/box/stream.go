@@ -11,7 +11,7 @@ import (
 
 type streamCmd struct {
 	target
-	UDP      bool          `help:"Datagrams instead of a TCP connection."`
+	Over     string        `help:"tcp or udp." enum:"tcp,udp" default:"tcp"`
 	Interval time.Duration `help:"Time between two messages." default:"10ms"`
 	For      time.Duration `help:"How long; 0: until told to end."`
 	Linger   time.Duration `help:"How long to wait for the last echoes." default:"1s"`
@@ -38,11 +38,7 @@ func (s *streamCmd) Run(ctx context.Context) error {
 		ctx, cancel = context.WithTimeout(ctx, s.For)
 		defer cancel()
 	}
-	network := "tcp"
-	if s.UDP {
-		network = "udp"
-	}
-	c, err := net.DialTimeout(network, s.port(echoPort), s.Timeout)
+	c, err := net.DialTimeout(s.Over, s.port(echoPort), s.Timeout)
 	if err != nil {
 		return err
 	}
@@ -92,7 +88,7 @@ loop:
 			break loop
 		case n := <-echoes:
 			note(n)
-			if !sending && f.Received == f.Sent && !s.UDP {
+			if !sending && f.Received == f.Sent && !s.udp() {
 				break loop
 			}
 		case err := <-broken:
@@ -106,7 +102,7 @@ loop:
 			missing = append(missing, true)
 			f.Sent++
 			// UDP reports an earlier datagram's ICMP error here; its loss is counted.
-			if _, err := c.Write(message); err != nil && !s.UDP {
+			if _, err := c.Write(message); err != nil && !s.udp() {
 				f.Broken = err.Error()
 				break loop
 			}
@@ -127,11 +123,13 @@ loop:
 	return nil
 }
 
+func (s *streamCmd) udp() bool { return s.Over == "udp" }
+
 func (s *streamCmd) receive(c net.Conn, echoes chan<- uint64, broken chan<- error) {
 	b := make([]byte, messageSize)
 	for {
 		_, err := io.ReadFull(c, b)
-		if err != nil && s.UDP && !errors.Is(err, net.ErrClosed) {
+		if err != nil && s.udp() && !errors.Is(err, net.ErrClosed) {
 			continue // an ICMP error, reported once
 		}
 		if err != nil {
