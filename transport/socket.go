@@ -87,10 +87,10 @@ func source(own, peer netip.Addr) netip.Addr {
 	return own
 }
 
-// lostSource reports whether an error means that the source address is no
-// longer this host's.
+// lostSource reports whether an error may mean that the source address is no
+// longer this host's: bind, IPv6 and IPv4 routing each have their own.
 func lostSource(err error) bool {
-	return errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EINVAL)
+	return errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENETUNREACH)
 }
 
 // dial connects from the advertised address, or from any when that is gone.
