@@ -21,13 +21,21 @@ func (k PoolKey) String() string {
 	return k.Prefix.String() + " in space " + k.Space
 }
 
-// MarshalText writes "space|prefix", so that a PoolKey may be a JSON map key.
+// MarshalText writes the prefix, behind "space|" when the space is not the
+// default one: a value for programs, and a JSON map key.
 func (k PoolKey) MarshalText() ([]byte, error) {
+	if k.Space == "" {
+		return []byte(k.Prefix.String()), nil
+	}
 	return []byte(k.Space + "|" + k.Prefix.String()), nil
 }
 
+// UnmarshalText reads what MarshalText writes.
 func (k *PoolKey) UnmarshalText(b []byte) error {
-	space, prefix, _ := strings.Cut(string(b), "|")
+	space, prefix, named := strings.Cut(string(b), "|")
+	if !named {
+		space, prefix = "", space
+	}
 	p, err := netip.ParsePrefix(prefix)
 	*k = PoolKey{Space: space, Prefix: p}
 	return err

@@ -31,12 +31,13 @@ func unchanged(ctx context.Context, h *lab.Host, before []string) error {
 	return nil
 }
 
-// withoutGateway leaves out what Docker itself makes for the first container
-// that needs docker_gwbridge and then keeps.
+// withoutGateway leaves out what Docker itself makes for containers that need
+// docker_gwbridge: the bridge, which it keeps, and veth pairs, whose link-local
+// addresses come late.
 func withoutGateway(lines []string) []string {
 	var kept []string
 	for _, line := range lines {
-		if !strings.Contains(line, "docker_gwbridge") && !strings.Contains(line, "172.18.0.") {
+		if !strings.Contains(line, "docker_gwbridge") && !strings.Contains(line, "172.18.0.") && !strings.Contains(line, " veth") {
 			kept = append(kept, line)
 		}
 	}

@@ -138,13 +138,12 @@ func hostStack(t *testing.T, s *site) {
 	for _, attach := range []string{"macvlan", "bridge"} {
 		t.Run(attach, func(t *testing.T) {
 			s.createNetwork(t, "stack", []string{"--subnet", "10.36.0.0/24", "--ipv6", "--subnet", "fd36::/64", "-o", "attach=" + attach})
-			evil := run(t, s.Host(1), "evil", "stack", "--privileged")
+			defer s.removeNetwork(t, "stack")
+			evil := run(t, s.Host(1), "evil", "stack", "--cap-add", "NET_ADMIN")
+			defer removeBoxes(t, evil)
 			good := run(t, s.Host(2), "good", "stack")
+			defer removeBoxes(t, good)
 			victim := s.Host(2)
-			defer func() {
-				removeBoxes(t, evil, good)
-				s.removeNetwork(t, "stack")
-			}()
 			before := snapshot(t, victim)
 			vxlan := vxlanOf(t, victim, "10.36.0.0/24")
 
@@ -188,7 +187,7 @@ func vxlanOf(t *testing.T, h *lab.Host, subnet string) string {
 	t.Helper()
 	for _, n := range networksOf(t, h) {
 		for _, p := range n.Pools {
-			if p.Prefix == subnet {
+			if p == subnet {
 				return n.Device
 			}
 		}
@@ -198,12 +197,10 @@ func vxlanOf(t *testing.T, h *lab.Host, subnet string) string {
 }
 
 type networkStatus struct {
-	Pools []struct {
-		Prefix string `json:"prefix"`
-	} `json:"pools"`
-	VNI    int    `json:"vni"`
-	Device string `json:"device"`
-	MTU    int    `json:"mtu"`
+	Pools  []string `json:"pools"`
+	VNI    int      `json:"vni"`
+	Device string   `json:"device"`
+	MTU    int      `json:"mtu"`
 }
 
 func networksOf(t *testing.T, h *lab.Host) []networkStatus {

@@ -98,7 +98,7 @@ func isolation(t *testing.T, s *site) {
 		from.must(t, "ping", "-c", "1", "-W", "3", red[(i+1)%len(red)].ip4) // the check itself works
 	}
 	// --internal: no second interface, no way out.
-	if links := red[0].must(t, "ip", "-o", "link"); strings.Count(links, "eth") != 1 {
+	if links := red[0].must(t, "ip", "-o", "link"); strings.Count(links, ": eth") != 1 {
 		t.Errorf("container of an internal network has more than one interface:\n%s", links)
 	}
 	removeBoxes(t, slices.Concat(red, blue)...)
