@@ -6,9 +6,11 @@ import (
 	"crypto/rand"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,21 +37,25 @@ type node struct {
 	stop func() error
 }
 
-// newNode makes a host and finds a free port for it.
+var (
+	loopback = [4]byte{127, byte(1 + mathrand.IntN(250)), byte(mathrand.IntN(250)), 1}
+	ports    atomic.Uint32
+)
+
+// nextAddr is an address that nobody else has: not another test of this run,
+// nor another run on this machine, nor an outgoing connection.
+func nextAddr() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4(loopback), uint16(10000+ports.Add(1)))
+}
+
+// newNode makes a host.
 func newNode(t *testing.T, name string) *node {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, name: name, dir: t.TempDir(), key: key, addr: netip.MustParseAddrPort("127.0.0.1:0")}
-	tr := n.listen()
-	n.addr = tr.Addr()
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if err := tr.Run(ctx); err != nil {
-		t.Fatal(err)
-	}
+	n := &node{t: t, name: name, dir: t.TempDir(), key: key, addr: nextAddr()}
 	t.Cleanup(n.kill)
 	return n
 }

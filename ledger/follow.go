@@ -57,9 +57,7 @@ func (l *Ledger) follow(ctx context.Context, at netip.AddrPort) error {
 	var r *cluster.Registry
 	return transport.CallStream(ctx, l.cfg.Transport, at, followMethod, followRequest{l.ID()}, func(u update) error {
 		if u.Voters != nil {
-			if err := l.learn(u.Voters); err != nil {
-				return err
-			}
+			l.learn(u.Voters)
 		}
 		if u.Registry != nil {
 			if own := l.Registry(); newer(own, u.Registry) {

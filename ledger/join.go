@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -49,11 +50,19 @@ func (l *Ledger) settle(ctx context.Context, g *errgroup.Group) error {
 // vote opens the log on this host, founds the cluster when the log is new, and
 // returns once that is done.
 func (l *Ledger) vote(ctx context.Context, g *errgroup.Group) error {
-	r, err := openReplica(replicaConfig{
-		dir: l.cfg.Dir, host: l.cfg.Host, transport: l.cfg.Transport, admit: l.isVoter, applied: l.mirror.advance, log: l.log,
-	})
-	if err != nil {
-		return err
+	var r *replica
+	for {
+		var err error
+		r, err = openReplica(replicaConfig{
+			dir: l.cfg.Dir, host: l.cfg.Host, transport: l.cfg.Transport, admit: l.isVoter, applied: l.mirror.advance, log: l.log,
+		})
+		if err == nil {
+			break
+		}
+		l.note(err.Error())
+		if !l.wait(ctx, nil, pause()) {
+			return ctx.Err()
+		}
 	}
 	g.Go(func() error {
 		<-ctx.Done()
@@ -72,7 +81,11 @@ func (l *Ledger) vote(ctx context.Context, g *errgroup.Group) error {
 		changed := l.watch()
 		if r.ready.Load() {
 			if id := r.Registry().Cluster; id != "" {
-				return l.takeOffice(r, id)
+				if err := l.takeOffice(r, id); err != nil {
+					l.note(err.Error())
+					<-ctx.Done()
+				}
+				return ctx.Err()
 			}
 			id := l.ID()
 			if id == "" {
@@ -99,9 +112,7 @@ func (l *Ledger) takeOffice(r *replica, id cluster.ID) error {
 	if err := l.belong(id); err != nil {
 		return err
 	}
-	if err := l.learn(l.servers(r)); err != nil {
-		return err
-	}
+	l.learn(l.servers(r))
 	l.mu.Lock()
 	l.office = true
 	l.notify()
@@ -183,7 +194,11 @@ func (l *Ledger) enter(ctx context.Context, id cluster.ID, answers []joinAnswer)
 			}
 		}
 	}
+	self := l.self.Address
 	l.mu.Unlock()
+	if len(voters) > 0 && !slices.ContainsFunc(voters, func(v Server) bool { return v.Address != self }) {
+		return fmt.Errorf("the log of cluster %s was on this very host, and is gone: bring its state back, or run `isthmus reset` on the other members and found a new cluster", id)
+	}
 	ctx, cancel := context.WithTimeout(ctx, proposeTime)
 	defer cancel()
 	if err := l.take(ctx); err != nil {
@@ -196,7 +211,8 @@ func (l *Ledger) enter(ctx context.Context, id cluster.ID, answers []joinAnswer)
 		}
 		return fmt.Errorf("enter cluster %s: %w", id, err)
 	}
-	return errors.Join(l.belong(id), l.learn(voters))
+	l.learn(voters)
+	return l.belong(id)
 }
 
 // answer is what one host said to ledger.where.

@@ -103,8 +103,8 @@ func Open(cfg Config) (*Ledger, error) {
 	return l, nil
 }
 
-// Run takes part in the cluster until ctx ends. It returns an error when the
-// log on this host cannot be used.
+// Run takes part in the cluster until ctx ends. A log or a disk that cannot be
+// used does not end it: the copy serves on, and Status says what is wrong.
 func (l *Ledger) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { l.mirror.run(ctx, l.noteBroken); return nil })
@@ -317,17 +317,19 @@ func (l *Ledger) belong(id cluster.ID) error {
 }
 
 // learn records who the voters are.
-func (l *Ledger) learn(voters []Server) error {
+func (l *Ledger) learn(voters []Server) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if slices.Equal(l.voters, voters) {
-		return nil
+		return
 	}
 	b, err := json.Marshal(voters)
 	if err == nil {
 		err = save(l.cfg.DB, votersKey, b)
 	}
+	if err != nil {
+		l.log.WithError(err).Warn("cannot remember the voters over a restart")
+	}
 	l.voters = voters
 	l.notify()
-	return err
 }

@@ -20,6 +20,7 @@ import (
 )
 
 func TestFounderAlone(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, "host1").start()
 	id, err := n.Cluster(t.Context())
 	if err != nil || len(id) != 16 || id != n.ID() {
@@ -37,6 +38,7 @@ func TestFounderAlone(t *testing.T) {
 }
 
 func TestClientsPropose(t *testing.T) {
+	t.Parallel()
 	nodes, join := hosts(t, 3)
 	nodes[0].start().fresh()
 	for _, n := range nodes[1:] {
@@ -87,6 +89,7 @@ func TestClientsPropose(t *testing.T) {
 }
 
 func TestFounderRestarts(t *testing.T) {
+	t.Parallel()
 	nodes, join := hosts(t, 2)
 	founder, client := nodes[0].start(join[0]).fresh(), nodes[1].start(join[0]).fresh()
 	client.must(attach("10.1.0.0/16"))
@@ -120,6 +123,7 @@ func TestFounderRestarts(t *testing.T) {
 }
 
 func TestClientBootsAlone(t *testing.T) {
+	t.Parallel()
 	nodes, join := hosts(t, 2)
 	founder, client := nodes[0].start().fresh(), nodes[1].start(join[0]).fresh()
 	pool := client.must(attach("10.1.0.0/16")).Pool
@@ -141,6 +145,7 @@ func TestClientBootsAlone(t *testing.T) {
 // All hosts have one JOIN list and start in some order: one cluster comes out,
 // founded by the first of the list.
 func TestSameListEverywhere(t *testing.T) {
+	t.Parallel()
 	for name, order := range map[string][]int{"first to last": {0, 1, 2}, "last to first": {2, 1, 0}, "founder in between": {1, 0, 2}} {
 		t.Run(name, func(t *testing.T) {
 			nodes, join := hosts(t, 3)
@@ -161,13 +166,16 @@ func TestSameListEverywhere(t *testing.T) {
 }
 
 func TestFounderWaitsForAMajority(t *testing.T) {
+	t.Parallel()
 	nodes, join := hosts(t, 3)
 	nodes[0].start(join...)
 	nodes[0].await("it says whom it waits for", func() bool {
 		s := nodes[0].Status()
 		return s.Role == Joining && strings.HasPrefix(s.Error, "joining: "+join[1]+": connection refused") && strings.Contains(s.Error, "1 of 3") && strings.Contains(s.Error, "FOUND=force")
 	})
-	_, err := nodes[0].Propose(t.Context(), attach("10.1.0.0/16"))
+	short, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err := nodes[0].Propose(short, attach("10.1.0.0/16"))
 	if away := (*Unreachable)(nil); !errors.As(err, &away) || !strings.Contains(err.Error(), "join a cluster: ") || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("propose while joining: %v", err)
 	}
@@ -180,6 +188,7 @@ func TestFounderWaitsForAMajority(t *testing.T) {
 }
 
 func TestNobodyButTheFirstFounds(t *testing.T) {
+	t.Parallel()
 	nodes, join := hosts(t, 3)
 	nodes[1].start(join...)
 	nodes[2].start(join...)
@@ -196,6 +205,7 @@ func TestNobodyButTheFirstFounds(t *testing.T) {
 }
 
 func TestForceFounds(t *testing.T) {
+	t.Parallel()
 	nodes, join := hosts(t, 2)
 	nodes[0].startWith(func(c *Config) { c.Join, c.Force = []string{join[1]}, true }).fresh()
 	// Where a member does answer, there is nothing to force.
@@ -206,6 +216,7 @@ func TestForceFounds(t *testing.T) {
 }
 
 func TestWipedFounderJoinsItsCluster(t *testing.T) {
+	t.Parallel()
 	nodes, join := hosts(t, 3)
 	for _, n := range nodes {
 		n.start(join...)
@@ -219,7 +230,7 @@ func TestWipedFounderJoinsItsCluster(t *testing.T) {
 	wiped.addr = nodes[0].addr
 	wiped.start(join...)
 	wiped.await("it says what is missing", func() bool {
-		return strings.Contains(wiped.Status().Error, "enter cluster "+string(id))
+		return strings.Contains(wiped.Status().Error, "the log of cluster "+string(id)+" was on this very host")
 	})
 	if wiped.ID() != "" {
 		t.Errorf("it founded cluster %s beside %s", wiped.ID(), id)
@@ -227,6 +238,7 @@ func TestWipedFounderJoinsItsCluster(t *testing.T) {
 }
 
 func TestWrongCluster(t *testing.T) {
+	t.Parallel()
 	nodes, join := hosts(t, 3)
 	nodes[0].start().fresh()
 	nodes[1].start().fresh()
@@ -247,6 +259,7 @@ func TestWrongCluster(t *testing.T) {
 }
 
 func TestNameTaken(t *testing.T) {
+	t.Parallel()
 	nodes, join := hosts(t, 2)
 	nodes[0].start().fresh()
 	nodes[1].name = "host1"
@@ -265,6 +278,7 @@ func TestNameTaken(t *testing.T) {
 // Another run of the same host opened a session: the first run notices, and
 // opens the next one.
 func TestStaleSession(t *testing.T) {
+	t.Parallel()
 	nodes, join := hosts(t, 2)
 	nodes[0].start().fresh()
 	client := nodes[1].start(join[0]).fresh()
@@ -297,6 +311,7 @@ func TestStaleSession(t *testing.T) {
 }
 
 func TestNobodySpeaksForAnother(t *testing.T) {
+	t.Parallel()
 	nodes, join := hosts(t, 2)
 	nodes[0].start().fresh()
 	client := nodes[1].start(join[0]).fresh()
@@ -324,6 +339,7 @@ func TestNobodySpeaksForAnother(t *testing.T) {
 
 // The answer to a grant is lost: the same request again gives the same block.
 func TestLostAnswer(t *testing.T) {
+	t.Parallel()
 	nodes, join := hosts(t, 2)
 	founder := nodes[0].start().fresh()
 	client := nodes[1].start(join[0]).fresh()
@@ -345,6 +361,7 @@ func TestLostAnswer(t *testing.T) {
 }
 
 func TestSetSelf(t *testing.T) {
+	t.Parallel()
 	nodes, join := hosts(t, 2)
 	nodes[0].start().fresh()
 	client := nodes[1].start(join[0]).fresh()
@@ -360,10 +377,11 @@ func TestSetSelf(t *testing.T) {
 
 // The voter moved to another port. Gossip hears of it there.
 func TestVoterMoves(t *testing.T) {
+	t.Parallel()
 	nodes, join := hosts(t, 2)
 	founder, client := nodes[0].start().fresh(), nodes[1].start(join[0]).fresh()
 	founder.kill()
-	moved := newNode(t, "spare").addr
+	moved := nextAddr()
 	founder.addr = moved
 	founder.start().fresh()
 	client.UpdateAddresses(map[cluster.HostID]netip.AddrPort{founder.id(): moved})
@@ -376,19 +394,21 @@ func TestVoterMoves(t *testing.T) {
 
 // A third host knows where the voter is now.
 func TestAnyHostTellsWhereTheVoterIs(t *testing.T) {
+	t.Parallel()
 	nodes, join := hosts(t, 3)
 	founder := nodes[0].start().fresh()
 	nodes[1].start(join[0]).fresh()
 	nodes[2].start(join[1]).fresh()
 	nodes[2].kill()
 	founder.kill()
-	founder.addr = newNode(t, "spare").addr
+	founder.addr = nextAddr()
 	founder.start().fresh()
 	nodes[1].UpdateAddresses(map[cluster.HostID]netip.AddrPort{founder.id(): founder.addr})
 	nodes[2].start(join[1]).fresh()
 }
 
 func TestSetBackLogIsNotFollowed(t *testing.T) {
+	t.Parallel()
 	nodes, join := hosts(t, 2)
 	founder, client := nodes[0].start().fresh(), nodes[1].start(join[0]).fresh()
 	client.must(attach("10.1.0.0/16"))
@@ -413,6 +433,7 @@ func TestSetBackLogIsNotFollowed(t *testing.T) {
 }
 
 func TestSnapshotsAreRestored(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, "host1").start().fresh()
 	n.must(attach("10.1.0.0/16"))
 	lease := n.must(grant("10.1.0.0/16")).Lease
@@ -431,7 +452,85 @@ func TestSnapshotsAreRestored(t *testing.T) {
 	}
 }
 
+// The machine loses power: what was answered is on disk.
+func TestPowerLoss(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, "host1").start().fresh()
+	n.must(attach("10.1.0.0/16"))
+	lease := n.must(grant("10.1.0.0/16")).Lease
+	image := t.TempDir()
+	if err := os.CopyFS(image, os.DirFS(n.dir)); err != nil {
+		t.Fatal(err)
+	}
+	n.kill()
+	n.dir = image
+	n.start().fresh()
+	if n.Registry().Leases[lease.ID] != lease {
+		t.Errorf("leases %v", n.Registry().Leases)
+	}
+}
+
+// Clients go on asking while the voter comes and goes. What was granted stays
+// granted, to one host only.
+func TestVoterComesAndGoes(t *testing.T) {
+	t.Parallel()
+	nodes, join := hosts(t, 3)
+	for _, n := range nodes {
+		n.start(join...)
+	}
+	for _, n := range nodes {
+		n.fresh().must(attach("10.1.0.0/16"))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	granted := map[uint64]cluster.Lease{}
+	for _, n := range nodes[1:] {
+		wg.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				res, err := n.Propose(ctx, grant("10.1.0.0/16"))
+				if err != nil {
+					continue
+				}
+				if i%3 > 0 {
+					if _, err := n.Propose(ctx, cluster.Command{Release: &cluster.Release{Lease: res.Lease.ID}}); err != nil {
+						continue
+					}
+					mu.Lock()
+					granted[res.Lease.ID] = cluster.Lease{}
+					mu.Unlock()
+					continue
+				}
+				mu.Lock()
+				granted[res.Lease.ID] = res.Lease
+				mu.Unlock()
+			}
+		})
+	}
+	for range 3 {
+		at := nodes[0].Registry().Index + 20
+		nodes[0].await("some grants were made", func() bool { return nodes[0].Registry().Index >= at })
+		nodes[0].kill()
+		nodes[0].start(join...).fresh()
+	}
+	cancel()
+	wg.Wait()
+	last := nodes[0].must(attach("10.2.0.0/16"))
+	for _, n := range nodes {
+		n.await("it has all", func() bool { return n.Registry().Index >= last.Index })
+		if err := rules.Check(n.Registry()); err != nil {
+			t.Error(err)
+		}
+		for id, l := range granted {
+			if n.Registry().Leases[id] != l {
+				t.Errorf("%s: lease %d is %v, answered was %v", n.name, id, n.Registry().Leases[id], l)
+			}
+		}
+	}
+}
+
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, "host1").start().fresh()
 	n.must(attach("10.1.0.0/16"))
 	full := errors.New("no space left on device")
@@ -448,7 +547,9 @@ func TestFullDisk(t *testing.T) {
 		return write(fn)
 	}
 	store.update.Store(&limited)
-	_, err := n.Propose(t.Context(), grant("10.1.0.0/16"))
+	short, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err := n.Propose(short, grant("10.1.0.0/16"))
 	if away := (*Unreachable)(nil); !errors.As(err, &away) || !strings.Contains(err.Error(), "no space left") {
 		t.Errorf("propose on a full disk: %v", err)
 	}

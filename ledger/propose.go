@@ -219,7 +219,7 @@ func (l *Ledger) sayHello(ctx context.Context, id cluster.ID) error {
 	}
 	l.noteRefused("")
 	if r := l.local(); r != nil {
-		return l.learn(l.servers(r)) // the address may be another one now
+		l.learn(l.servers(r)) // the address may be another one now
 	}
 	return nil
 }

@@ -83,7 +83,7 @@ func (l *Ledger) voter(id cluster.ID) (*replica, error) {
 	case l.replica == nil:
 		return nil, errors.New("this host is no voter")
 	case !l.office:
-		return nil, errStarting
+		return nil, errors.New(l.waiting)
 	case !l.replica.ready.Load():
 		return nil, l.replica.trouble()
 	}
