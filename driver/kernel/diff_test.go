@@ -196,14 +196,14 @@ func plan(t *rapid.T, label string) kernel.State {
 			v.Master = br.Name
 			s.Put(br, kernel.Guard{Dev: br.Name, Rule: kernel.DropBridgeInput}, kernel.Guard{Dev: br.Name, Rule: kernel.AcceptForward})
 			for i := range number("endpoints", 0, 2) {
-				s.Put(kernel.Link{Name: fmt.Sprint("is-h", n, i), Kind: kernel.Veth, Standing: kernel.Adopted, MTU: v.MTU, Master: br.Name},
-					kernel.Link{Name: fmt.Sprint("is-e", n, i), Kind: kernel.Veth, Standing: kernel.HandedOver, MTU: v.MTU, Peer: fmt.Sprint("is-h", n, i)})
+				s.Put(kernel.Link{Name: fmt.Sprintf("is-h%d%d", n, i), Kind: kernel.Veth, Standing: kernel.Adopted, MTU: v.MTU, Master: br.Name},
+					kernel.Link{Name: fmt.Sprintf("is-e%d%d", n, i), Kind: kernel.Veth, Standing: kernel.HandedOver, MTU: v.MTU, Peer: fmt.Sprintf("is-h%d%d", n, i)})
 			}
 		} else {
 			a := kernel.Link{Name: fmt.Sprint("is-a", n), Kind: kernel.Macvlan, MAC: mac(100 + n), MTU: v.MTU, Parent: v.Name}
 			s.Put(a, kernel.Guard{Dev: a.Name, Rule: kernel.DropInput}, kernel.Guard{Dev: v.Name, Rule: kernel.DropInput})
 			for i := range number("endpoints", 0, 2) {
-				s.Put(kernel.Link{Name: fmt.Sprint("is-m", n, i), Kind: kernel.Macvlan, Standing: kernel.HandedOver, MAC: mac(110 + 10*n + byte(i)), MTU: v.MTU, Parent: v.Name})
+				s.Put(kernel.Link{Name: fmt.Sprintf("is-m%d%d", n, i), Kind: kernel.Macvlan, Standing: kernel.HandedOver, MAC: mac(110 + 10*n + byte(i)), MTU: v.MTU, Parent: v.Name})
 			}
 		}
 		s.Put(v)

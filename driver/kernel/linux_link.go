@@ -130,6 +130,9 @@ func (k *Linux) describe(l Link) (netlink.Link, error) {
 		// stay off: what the device knows, it knows from us.
 		return &netlink.Vxlan{LinkAttrs: a, VxlanId: int(l.VNI), SrcAddr: l.Local.AsSlice(), Port: int(l.Port), Proxy: l.Proxy, UDPCSum: true}, nil
 	case Bridge:
+		// Its MTU follows the smallest of its ports until somebody sets it;
+		// given in the act of creation, it does not count as set.
+		a.MTU = 0
 		snooping := false // multicast reaches all, with or without a querier
 		return &netlink.Bridge{LinkAttrs: a, MulticastSnooping: &snooping}, nil
 	case Macvlan:
@@ -171,8 +174,7 @@ func (k *Linux) setLink(l Link) error {
 			return fmt.Errorf("set address %s: %w", l.MAC, err)
 		}
 	}
-	// A bridge follows the smallest of its ports until its MTU is set once.
-	if l.MTU != 0 && (have.MTU != l.MTU || l.Kind == Bridge && have.Down) {
+	if l.MTU != 0 && have.MTU != l.MTU {
 		if err := k.h.LinkSetMTU(cur, l.MTU); err != nil {
 			return fmt.Errorf("set mtu %d: %w", l.MTU, err)
 		}

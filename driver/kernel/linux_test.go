@@ -5,7 +5,9 @@ package kernel_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -235,6 +237,54 @@ func TestLinuxLeavesOthersAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.sh("ip link show is-mine")
+}
+
+// Another program may own a table of our name, and nobody else can write it.
+func TestLinuxStaysDownUnguarded(t *testing.T) {
+	s := newSpace(t)
+	k := s.open()
+	var owner *exec.Cmd
+	var stdin io.WriteCloser
+	err := s.in(func() (err error) {
+		owner = exec.Command("nft", "-i")
+		if stdin, err = owner.StdinPipe(); err != nil {
+			return err
+		}
+		return owner.Start()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		stdin.Close()
+		_ = owner.Wait()
+	}()
+	fmt.Fprintln(stdin, "add table inet isthmus { flags owner; }")
+	await(t, "own the table", func() error {
+		_, err := s.try("nft list tables | grep -q isthmus")
+		return err
+	})
+	want := networks("192.0.2.1", "192.0.2.9")
+	err = k.Do(context.Background(), kernel.Diff(mustDump(t, k), want, kernel.Options{}))
+	if err == nil {
+		t.Fatal("guards were set")
+	}
+	contains(t, err.Error(), "write nftables tables isthmus", "add guard is-v1 drop-input", "operation not permitted", "link is-v1: skipped")
+	if out := s.sh("ip -br link"); strings.Contains(out, "is-v1") || strings.Contains(out, "is-b2") {
+		t.Errorf("made without guards: %s", out)
+	}
+	stdin.Close()
+	_ = owner.Wait()
+	apply(t, k, want)
+}
+
+// Many servers have IPv6 off by sysctl; containers have it even so.
+func TestLinuxWithIPv6Off(t *testing.T) {
+	s := newSpace(t)
+	s.sh("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
+	k := s.open()
+	apply(t, k, networks("192.0.2.1", "192.0.2.9"))
+	apply(t, k, stateOf())
 }
 
 func TestLinuxScale(t *testing.T) {
