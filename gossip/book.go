@@ -44,9 +44,11 @@ func (h *host) state() cluster.MemberState {
 // awaited reports whether the host is one that should be there.
 func (h *host) awaited() bool { return !h.Left && !h.Forgotten }
 
+func (h *host) isAt(a netip.AddrPort) bool { return len(h.Addresses) > 0 && h.Addresses[0] == a }
+
 // at notes the address under which the host is known now.
 func (h *host) at(a netip.AddrPort) {
-	if len(h.Addresses) > 0 && h.Addresses[0] == a {
+	if h.isAt(a) {
 		return
 	}
 	list := append([]netip.AddrPort{a}, slices.DeleteFunc(slices.Clone(h.Addresses), func(b netip.AddrPort) bool { return b == a })...)
@@ -59,8 +61,8 @@ type book struct {
 	dirty map[cluster.HostID]bool // not yet on disk
 }
 
-// meet returns the entry of a host, a new one if need be, which the caller is
-// about to change.
+// meet returns the entry of a host, a new one if need be, which the caller may
+// change.
 func (b *book) meet(id cluster.HostID) *host {
 	h := b.hosts[id]
 	if h == nil {

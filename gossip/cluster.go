@@ -280,6 +280,7 @@ func (c *Cluster) restate() {
 		entries = entriesOf(c.info, nil)
 		entries[leftKey] = "1"
 	}
+	entries[addressKey] = c.net.Addr().String()
 	if c.table.publish(entries) {
 		signal(c.published)
 	}
@@ -403,15 +404,26 @@ func (c *Cluster) learned(owner cluster.HostID) {
 	if r, ok := c.heard[owner]; ok && s.compare(r.version) >= 0 {
 		delete(c.heard, owner)
 	}
-	_, left := slices.BinarySearchFunc(s.entries, entry{key: leftKey}, byKey)
-	h := c.book.hosts[owner]
-	if h == nil || h.Left != left || h.Name != s.view.Info.Name {
-		h = c.book.meet(owner)
-		h.Left = left
-		h.Name = s.view.Info.Name
-		signal(c.save)
-	}
+	c.introduce(owner, s)
 	c.changed()
+}
+
+// introduce notes what a stream says of where its owner is: memberlist may not
+// have met it, or no longer know it. Call with mu held.
+func (c *Cluster) introduce(owner cluster.HostID, s *stream) {
+	left, name := s.get(leftKey) != "", s.view.Info.Name
+	at, err := netip.ParseAddrPort(s.get(addressKey))
+	h := c.book.hosts[owner]
+	moved := err == nil && (h == nil || !h.alive && !h.isAt(at))
+	if h != nil && h.Left == left && h.Name == name && !moved {
+		return
+	}
+	h = c.book.meet(owner)
+	h.Left, h.Name = left, name
+	if moved {
+		h.at(at)
+	}
+	signal(c.save)
 }
 
 // countAlive feeds the length of gossip; call with mu held.

@@ -28,8 +28,10 @@ const (
 	// it was made, instead of after two to four rounds of gossip (200 ms each).
 	// Above that, gossip does the rest.
 	told = 64
-	// tellEvery gathers the changes of a burst.
+	// tellEvery gathers the changes of a burst. tellAgain is when the last one
+	// is told once more, lest one lost datagram cost a second.
 	tellEvery = 20 * time.Millisecond
+	tellAgain = 150 * time.Millisecond
 	// heardFor is how long a version that somebody told of is looked for.
 	heardFor = 10 * time.Second
 )
@@ -54,31 +56,44 @@ func (b broadcast) Invalidates(other memberlist.Broadcast) bool {
 
 // tell makes own changes known.
 func (m *member) tell() error {
+	repeat := time.NewTimer(0)
+	<-repeat.C // stopped and empty: nothing to repeat yet
 	for {
 		select {
 		case <-m.ctx.Done():
+			repeat.Stop()
 			return m.ctx.Err()
 		case <-m.published:
+			m.tellAll(true)
+			repeat.Reset(tellAgain)
+			sleep(m.ctx, tellEvery)
+		case <-repeat.C:
+			m.tellAll(false)
 		}
-		m.mu.Lock()
-		u, ok := m.table.newest(m.cfg.ID, m.hint-1)
-		peers := m.alivePeers()
-		m.dice.shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] })
-		to := make(map[cluster.HostID]netip.AddrPort, told)
-		for _, id := range peers[:min(len(peers), told)] {
-			to[id] = m.book.hosts[id].Addresses[0]
-		}
-		m.mu.Unlock()
-		if ok {
-			m.queue.QueueBroadcast(broadcast{m.cfg.ID, appendUpdate([]byte{msgHint}, u)})
-			msg := appendUpdate([]byte{msgTold}, u)
-			for id, a := range to {
-				m.send(id, a, msg)
-			}
-		}
-		if !sleep(m.ctx, tellEvery) {
-			return m.ctx.Err()
-		}
+	}
+}
+
+// tellAll sends the newest version of the own stream to the others, and if it
+// is new hands it to gossip.
+func (m *member) tellAll(fresh bool) {
+	m.mu.Lock()
+	u, ok := m.table.newest(m.cfg.ID, m.hint-1)
+	peers := m.alivePeers()
+	m.dice.shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] })
+	to := make(map[cluster.HostID]netip.AddrPort, told)
+	for _, id := range peers[:min(len(peers), told)] {
+		to[id] = m.book.hosts[id].Addresses[0]
+	}
+	m.mu.Unlock()
+	if !ok {
+		return
+	}
+	if fresh {
+		m.queue.QueueBroadcast(broadcast{m.cfg.ID, appendUpdate([]byte{msgHint}, u)})
+	}
+	msg := appendUpdate([]byte{msgTold}, u)
+	for id, a := range to {
+		m.send(id, a, msg)
 	}
 }
 

@@ -11,8 +11,9 @@ import (
 // The key of an entry begins with its kind. Hosts of an older version pass on
 // kinds, and trailing bytes of values, that they do not know.
 const (
+	addressKey = "a" // where the host is reached, for hosts that never met it
 	infoKey    = "i"
-	leftKey    = "l" // the host left; it says nothing else
+	leftKey    = "l" // the host left; it holds nothing
 	recordKind = 'r'
 )
 

@@ -97,6 +97,14 @@ type stream struct {
 	view    cluster.Stream // entries, decoded
 }
 
+// get returns the value of an entry, empty if there is none.
+func (s *stream) get(key string) string {
+	if i, ok := slices.BinarySearchFunc(s.entries, entry{key: key}, byKey); ok {
+		return s.entries[i].value
+	}
+	return ""
+}
+
 func (s *stream) summary(owner cluster.HostID) summary {
 	return summary{owner, s.epoch, s.seq, [8]byte(s.hash[:])}
 }

@@ -17,15 +17,21 @@ import (
 	"pgregory.net/rapid"
 )
 
-// identity makes the key of the n-th host.
-func identity(n int) ed25519.PrivateKey {
-	seed := bytes.Repeat([]byte{byte(n), byte(n >> 8)}, ed25519.SeedSize/2)
-	return ed25519.NewKeyFromSeed(seed)
+// identities are the keys of test hosts, and hostIDs their names.
+var (
+	identities [256]ed25519.PrivateKey
+	hostIDs    [256]cluster.HostID
+)
+
+func init() {
+	for n := range identities {
+		identities[n] = ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(n)}, ed25519.SeedSize))
+		hostIDs[n] = cluster.HostIDOf(identities[n].Public().(ed25519.PublicKey))
+	}
 }
 
-func hostID(n int) cluster.HostID {
-	return cluster.HostIDOf(identity(n).Public().(ed25519.PublicKey))
-}
+func identity(n int) ed25519.PrivateKey { return identities[n] }
+func hostID(n int) cluster.HostID       { return hostIDs[n] }
 
 func record(network uint32, n int) cluster.Record {
 	return cluster.Record{
