@@ -37,7 +37,7 @@ func killPlugin(t *testing.T, s *site) {
 		removeBoxes(t, boxes...)
 		s.removeNetwork(t, "steady")
 	}()
-	stream := boxes[0].begin(t, "box", "stream", "--udp", "--for", "12s", "--interval", "5ms", boxes[1].ip4)
+	stream := boxes[0].begin(t, "box", "stream", "--over", "udp", "--for", "12s", "--interval", "5ms", boxes[1].ip4)
 	for _, h := range s.Hosts()[:2] {
 		old := pluginPID(t, h)
 		if _, err := h.Exec(t.Context(), "kill", "-9", old); err != nil {
@@ -83,7 +83,7 @@ func mends(t *testing.T, s *site) {
 				s.removeNetwork(t, "mend")
 			}()
 			h := s.Host(1)
-			dev := strings.TrimSpace(lab.Must(t)(h.Exec(t.Context(), "sh", "-c", `basename -a /sys/class/net/is-v*`)))
+			dev := vxlanOf(t, h, "10.41.0.0/24")
 			works := func() error {
 				for _, to := range boxes[1:] {
 					for _, addr := range []string{to.ip4, to.ip6} {
