@@ -2,4 +2,56 @@
 // the network stack holds (State), a pure Diff between two states, and a
 // narrow interface (Kernel) that reads and applies them by netlink and
 // nftables.
+//
+// # The model
+//
+//	Dump     what there is, as far as it carries our marks
+//	Diff     pure: Dump and the wanted State in, operations out (diff.go)
+//	Do       applies them; what is present is not added again, what is absent
+//	         not deleted again; tries everything, joins the errors
+//
+// A pass of the caller's loop is these three. Nothing is remembered between
+// passes, so a plugin that was just started, one whose last pass failed
+// half-way, and one whose device somebody deleted by hand do the same thing.
+// (One exception, which is no state of the kernel: accept.go remembers which
+// bridges asked for a rule in a chain that does not exist.)
+//
+// What belongs to Docker is outside that model, and has calls of its own: Hand
+// makes the interface that Docker will move into a sandbox, Observe finds out
+// what Docker called it there, and Mend makes it again in the sandbox after
+// the link below it died and took it along.
+//
+// # Marks
+//
+// Links: name prefix and link group, both. FDB and neighbour entries: permanent
+// ones on our VXLAN devices. Guards: our own tables "isthmus" in nftables, and
+// the comment "isthmus LINK" in Docker's chains. Whatever lacks them is not
+// ours, does not appear in a Dump and is not changed; a link of theirs under a
+// name that we need is an error that says so.
+//
+// # Traps
+//
+//   - Removing a link removes the macvlan links above it, inside containers
+//     too. So everything that can change in place does, and Recreated names
+//     what could not.
+//   - A link that goes down, or gets another MAC, loses its neighbours,
+//     permanent ones too, but not its FDB. Diff adds them again after a MAC
+//     that it changes itself.
+//   - Lowering a link's MTU lowers that of the macvlan links above it. Raising
+//     it does not.
+//   - A VXLAN device must not be bound to a lower device: it would be deleted
+//     with it, and its MTU clamped.
+//   - proxy on a VXLAN device swallows every ARP packet, replies included; two
+//     hosts of one network must agree about it.
+//   - What a guarded device receives is dropped in nftables, not by the link:
+//     the macvlan children, which take their frames before that, still get
+//     theirs. A device whose guard cannot be set is not brought up.
+//   - An accept in a table of ours does not override a drop in another one;
+//     hence the rule in Docker's chain.
+//   - Rules of others are never parsed beyond their comment: libraries fail on
+//     matches that they do not know.
+//   - A thread that entered a sandbox is thrown away. The process's first
+//     thread never enters one, since /proc/self is its view.
+//   - The kernel takes no IPv6 neighbours on a link that has IPv6 off or an MTU
+//     below 1280. Do switches it on for our own links.
 package kernel

@@ -135,8 +135,8 @@ func (k *Linux) Do(ctx context.Context, ops []Op) error {
 		}
 		op := ops[i]
 		key := op.Object.Key()
-		if _, ok := lame[key.Dev]; ok && op.Action != Remove {
-			lame[key.Dev]++
+		if on, ok := standsOn(op.Object, lame); ok && op.Action != Remove {
+			lame[on]++
 			continue
 		}
 		var err error
@@ -170,6 +170,14 @@ func (k *Linux) Do(ctx context.Context, ops []Op) error {
 			} else if err == nil && op.Action != Remove {
 				err = errNoLink
 			}
+			if n, ok := o.(Neigh); ok && n.IP.Is6() && errors.Is(err, unix.EINVAL) {
+				if err = k.enableIPv6(n.Dev); err == nil {
+					err = k.entry(op, index[key.Dev])
+				}
+				if err != nil {
+					lame[n.Dev+ipv6] = 0
+				}
+			}
 			if errors.Is(err, errNoLink) {
 				lame[key.Dev] = 0
 			}
@@ -180,10 +188,41 @@ func (k *Linux) Do(ctx context.Context, ops []Op) error {
 	}
 	for _, dev := range sortedKeys(lame) {
 		if lame[dev] > 0 {
-			errs = append(errs, fmt.Errorf("link %s: skipped %d operations that depend on it", dev, lame[dev]))
+			errs = append(errs, fmt.Errorf("%s: skipped %d operations that depend on it", dev, lame[dev]))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// ipv6 marks, behind a link's name, that its IPv6 failed.
+const ipv6 = " (IPv6)"
+
+// standsOn returns the failed thing that o depends on, if there is one.
+func standsOn(o Object, lame map[string]int) (string, bool) {
+	dev := o.Key().Dev
+	if _, ok := lame[dev]; ok {
+		return dev, true
+	}
+	if n, ok := o.(Neigh); ok && n.IP.Is6() {
+		_, ok = lame[dev+ipv6]
+		return dev + ipv6, ok
+	}
+	return "", false
+}
+
+// enableIPv6 switches IPv6 on for one of our own links: without it the kernel
+// takes no IPv6 neighbours there, and many servers have it off for all links.
+// The host still takes no part: it has no address on the link, and what comes
+// in is dropped.
+func (k *Linux) enableIPv6(dev string) error {
+	l, err := k.h.LinkByName(dev)
+	if err != nil {
+		return err
+	}
+	if mtu := l.Attrs().MTU; mtu < 1280 {
+		return fmt.Errorf("the MTU of %s is %d, and IPv6 needs 1280: raise it, or use no IPv6 addresses in this network", dev, mtu)
+	}
+	return inside(int(k.ns), func() error { return allowIPv6(dev) })
 }
 
 var errNoLink = errors.New("no such link of ours")

@@ -222,7 +222,7 @@ func TestLinuxLeavesOthersAlone(t *testing.T) {
 	if err == nil {
 		t.Fatal("took a link that is not ours")
 	}
-	contains(t, err.Error(), "add link is-v1: a link of this name stands in the way that isthmus did not make: delete it (ip link delete is-v1)", "link is-v1: skipped 6 operations")
+	contains(t, err.Error(), "add link is-v1: a link of this name stands in the way that isthmus did not make: delete it (ip link delete is-v1)", "is-v1: skipped 6 operations")
 	apply(t, k, stateOf())
 	if after := s.sh("ip -d link; bridge fdb; ip neigh"); after != before {
 		t.Errorf("was\n%s\nis\n%s", before, after)
@@ -269,7 +269,7 @@ func TestLinuxStaysDownUnguarded(t *testing.T) {
 	if err == nil {
 		t.Fatal("guards were set")
 	}
-	contains(t, err.Error(), "write nftables tables isthmus", "add guard is-v1 drop-input", "operation not permitted", "link is-v1: skipped")
+	contains(t, err.Error(), "write nftables tables isthmus", "add guard is-v1 drop-input", "operation not permitted", "is-v1: skipped")
 	if out := s.sh("ip -br link"); strings.Contains(out, "is-v1") || strings.Contains(out, "is-b2") {
 		t.Errorf("made without guards: %s", out)
 	}
@@ -283,8 +283,30 @@ func TestLinuxWithIPv6Off(t *testing.T) {
 	s := newSpace(t)
 	s.sh("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
 	k := s.open()
-	apply(t, k, networks("192.0.2.1", "192.0.2.9"))
-	apply(t, k, stateOf())
+	want := networks("192.0.2.1", "192.0.2.9")
+	apply(t, k, want)
+	s.sh("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6") // somebody runs sysctl --system
+	if ops := apply(t, k, want); len(ops) == 0 {
+		t.Error("IPv6 neighbours survived: the test shows nothing")
+	}
+	if got := s.sh("cat /proc/sys/net/ipv6/conf/lo/disable_ipv6"); got != "1\n" {
+		t.Errorf("changed the host's own setting to %s", got)
+	}
+
+	// No IPv6 below its smallest MTU: one error for all, and IPv4 works.
+	v := want[kernel.Link{Name: "is-v1"}.Key()].(kernel.Link)
+	v.MTU = 1200
+	want.Put(v)
+	delete(want, kernel.Link{Name: "is-a1"}.Key())
+	_ = k.Do(context.Background(), kernel.Diff(mustDump(t, k), want, kernel.Options{}))
+	err := k.Do(context.Background(), kernel.Diff(mustDump(t, k), want, kernel.Options{}))
+	if err == nil {
+		t.Fatal("IPv6 neighbours below 1280")
+	}
+	contains(t, err.Error(), "the MTU of is-v1 is 1200, and IPv6 needs 1280", "is-v1 (IPv6): skipped 1 operations")
+	if left := kernel.Diff(mustDump(t, k), want, kernel.Options{}); len(left) != 2 {
+		t.Errorf("left:\n%s", text(left))
+	}
 }
 
 func TestLinuxScale(t *testing.T) {

@@ -247,27 +247,36 @@ type Kernel interface {
 	// errors, each tagged with its key.
 	Do(ctx context.Context, ops []Op) error
 	// Hand makes h's interface in the host's namespace, down, under
-	// h.Link.Name. What stands there under that name already is replaced.
+	// h.Link.Name; of a veth also the host end, up and in its bridge. What of
+	// ours stands there under these names already is replaced.
 	Hand(ctx context.Context, h Handover) error
 	// Mend makes h's interface again inside its sandbox, with name, MAC, MTU,
 	// addresses and routes, unless an interface with that MAC is there. It
-	// reports whether it made one. ErrNoSandbox: the sandbox is gone.
+	// reports whether it made one, or finished one that an earlier Mend left
+	// half made. If h.Name is empty or taken, the lowest free number of its
+	// row is used (eth0, eth1 ...): Observe tells. ErrNoSandbox: the sandbox
+	// is gone, or not there yet.
 	Mend(ctx context.Context, h Handover) (bool, error)
 	// Observe returns the name that the interface with this MAC has inside
-	// the sandbox; empty when there is none. ErrNoSandbox as above.
+	// the sandbox; empty when there is none, or when Docker moved it but did
+	// not rename it yet. ErrNoSandbox as above.
 	Observe(ctx context.Context, sandbox string, mac cluster.MAC) (string, error)
 	// Announce sends; it does not wait for anything.
 	Announce(ctx context.Context, a []Announcement) error
 	// Underlay describes the link by which this host reaches the address
-	// (or, for an invalid address, the default route): name, MTU, own address
-	// on it and hardware address.
+	// (or, for an invalid address, the default route; for an address of this
+	// host, the link that holds it): name, MTU in bytes (the route's if that is
+	// smaller), own address on it and hardware address.
 	Underlay(ctx context.Context, to netip.Addr) (Underlay, error)
 	// Routes lists the destinations of all unicast routes of the main and
-	// local tables, without the default routes: what a new pool must avoid.
+	// local tables, sorted, without the default routes and link-local ones:
+	// what a new pool must avoid.
 	Routes(ctx context.Context) ([]netip.Prefix, error)
-	// Watch signals, by a one-slot channel, that something under our marks
-	// may have changed behind our back (link, address, FDB, neighbour or
-	// nftables notifications, or an overrun). It runs until ctx ends.
+	// Watch signals, by a one-slot channel, that something under our marks or
+	// of the underlay may have changed (link, FDB, neighbour and nftables
+	// notifications; global addresses, link MTU, default route; an overrun).
+	// It signals once at the start. It returns nil when ctx ends, and not
+	// before.
 	Watch(ctx context.Context, changed chan<- struct{}) error
 }
 

@@ -205,12 +205,14 @@ func finish(in *netlink.Handle, l netlink.Link, h Handover) error {
 			return fmt.Errorf("rename to %s: %w", name, err)
 		}
 	}
-	if err := allowIPv6(name, h.Addrs); err != nil {
-		return err
-	}
 	for _, p := range h.Addrs {
 		a := netlink.Addr{IPNet: ipNet(p)}
 		if p.Addr().Is6() {
+			// Docker switches IPv6 off for a sandbox as a whole, and on for each
+			// interface that has an IPv6 address.
+			if err := allowIPv6(name); err != nil {
+				return err
+			}
 			a.Flags = unix.IFA_F_NODAD // the address never left: it is leased to this endpoint
 		}
 		if err := in.AddrReplace(l, &a); err != nil {
@@ -261,17 +263,9 @@ func freeName(in *netlink.Handle, current string, h Handover) (string, error) {
 	return "", fmt.Errorf("no interface name %sN is free", row)
 }
 
-// allowIPv6 switches IPv6 on for an interface that has an IPv6 address: Docker
-// switches it off for a sandbox as a whole and on for each such interface.
-// Runs inside the sandbox, on a thread that is thrown away.
-func allowIPv6(name string, addrs []netip.Prefix) error {
-	needed := false
-	for _, p := range addrs {
-		needed = needed || p.Addr().Is6()
-	}
-	if !needed {
-		return nil
-	}
+// allowIPv6 switches IPv6 on for an interface of the calling thread's network
+// namespace. The thread must be thrown away afterwards.
+func allowIPv6(name string) error {
 	file := "/proc/sys/net/ipv6/conf/" + name + "/disable_ipv6"
 	if b, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(b)) == "0" {
 		return nil

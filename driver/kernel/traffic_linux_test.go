@@ -33,8 +33,8 @@ const vxlanPort = 8475
 func containerMAC(n int) cluster.MAC { return mac(0x10 + byte(n)) }
 
 // The same device name, VNI and addresses in all tests: host n has VTEP MAC n,
-// its container 10.32.0.1n and fd32::1n.
-func newNodes(t *testing.T, kind kernel.Kind, underlay string) (a, b *node) {
+// its container 10.32.0.1n and fd32::1n. Each host runs the setup commands first.
+func newNodes(t *testing.T, kind kernel.Kind, underlay string, setup ...string) (a, b *node) {
 	t.Helper()
 	a = &node{space: newSpace(t), box: newSpace(t)}
 	b = &node{space: newSpace(t), box: newSpace(t)}
@@ -47,6 +47,9 @@ func newNodes(t *testing.T, kind kernel.Kind, underlay string) (a, b *node) {
 	for i, x := range []*node{a, b} {
 		n, other := i+1, 2-i
 		x.sh("echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter; echo 0 > /proc/sys/net/ipv4/conf/default/rp_filter")
+		for _, command := range setup {
+			x.sh("%s", command)
+		}
 		x.k = x.open()
 		v := kernel.Link{Name: "is-v1", Kind: kernel.VXLAN, MAC: mac(byte(n)), MTU: mtu, VNI: 7, Local: vtep(n), Port: vxlanPort, Proxy: true}
 		x.h = kernel.Handover{
@@ -170,6 +173,20 @@ func TestLinuxTraffic(t *testing.T) {
 				mustReach(t, a.box, containerB...)
 			})
 		}
+	}
+}
+
+// Containers have IPv6 on a host that has none, with neighbours answered locally.
+func TestLinuxTrafficWithIPv6Off(t *testing.T) {
+	for _, kind := range []kernel.Kind{kernel.Macvlan, kernel.Veth} {
+		t.Run(string(kind), func(t *testing.T) {
+			a, b := newNodes(t, kind, "192.0.2.", "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
+			stop := b.capture("u0")
+			mustReach(t, a.box, containerB...)
+			if i := slices.IndexFunc(inner(stop()), resolution); i >= 0 {
+				t.Error("address resolution on the wire")
+			}
+		})
 	}
 }
 
