@@ -60,8 +60,7 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 	n = &node{cfg: cfg, kernel: k, log: log, below: u, end: make(chan error, 1)}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, n.close())
-			n = nil
+			n, err = nil, errors.Join(err, n.discard())
 		}
 	}()
 	key, err := identity(cfg.State)
@@ -171,11 +170,21 @@ func (n *node) info(u kernel.Underlay) cluster.HostInfo {
 }
 
 // Run runs all parts until ctx ends, one fails, or the node has to be made
-// anew; then it closes them. The kernel's objects stay as they are.
+// anew. The kernel's objects stay as they are. The transport ends last, so that
+// the others need not tell its end from a failure.
 func (n *node) Run(ctx context.Context) error {
+	below, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	var wire errgroup.Group
+	wire.Go(func() error {
+		err := n.transport.Run(below)
+		if err != nil && below.Err() == nil {
+			n.stop(fmt.Errorf("run transport: %w", err))
+		}
+		return nil
+	})
 	group, ctx := errgroup.WithContext(ctx)
 	for name, run := range map[string]func(context.Context) error{
-		"transport": n.transport.Run,
 		"ledger":    n.ledger.Run,
 		"gossip":    n.gossip.Run,
 		"ipam":      n.ipam.Run,
@@ -200,10 +209,24 @@ func (n *node) Run(ctx context.Context) error {
 			return nil
 		})
 	}
-	return errors.Join(group.Wait(), n.close())
+	err := group.Wait()
+	cancel()
+	return errors.Join(err, wire.Wait())
 }
 
-// close gives back what openNode took and no part's Run does.
+// discard closes what openNode opened of a node that will not run.
+func (n *node) discard() error {
+	var err error
+	if n.transport != nil {
+		// A run that is over from the start gives the port back.
+		over, cancel := context.WithCancel(context.Background())
+		cancel()
+		err = n.transport.Run(over)
+	}
+	return errors.Join(err, n.close())
+}
+
+// close gives back what no part's Run does.
 func (n *node) close() error {
 	if n.db == nil {
 		return nil

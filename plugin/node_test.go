@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -55,17 +56,20 @@ func freePort(t *testing.T) uint16 {
 // newHosts makes hosts 1 to n, stopped, which all join by one list.
 func newHosts(t *testing.T, n int, secret string) []*host {
 	t.Helper()
-	port := freePort(t)
 	var hosts []*host
+	var join []string
+	for i := 1; i <= n; i++ {
+		join = append(join, fmt.Sprintf("127.0.1.%d:%d", i, freePort(t)))
+	}
 	for i := 1; i <= n; i++ {
 		dir := t.TempDir()
 		h := &host{t: t, kernel: kerneltest.New(), stop: func() {}}
 		h.cfg = Config{
-			Name: fmt.Sprintf("host%d", i), Secret: Secret(secret), GossipPort: port, VXLANPort: 8475,
+			Name: fmt.Sprintf("host%d", i), Secret: Secret(secret), GossipPort: netip.MustParseAddrPort(join[i-1]).Port(), VXLANPort: 8475,
 			DockerSocket: "/dev/null", Socket: filepath.Join(dir, "isthmus.sock"), State: filepath.Join(dir, "state"),
 		}
 		if i > 1 {
-			h.cfg.Join = []string{"127.0.1.1", "127.0.1.2"}
+			h.cfg.Join = join
 		}
 		h.kernel.SetUnderlay(kernel.Underlay{Name: "eth0", MTU: 1500, Addr: netip.MustParseAddr(fmt.Sprintf("127.0.1.%d", i)), MAC: fmt.Sprintf("02:00:00:00:00:%02x", i)})
 		h.socket = http.Client{Transport: &http.Transport{DialContext: dialUnix(h.cfg.Socket), DisableKeepAlives: true}, Timeout: 15 * time.Second}
@@ -208,7 +212,7 @@ func (h *host) status() Status {
 // await waits for a condition, and says what it was where it does not come.
 func (h *host) await(what string, cond func() bool) {
 	h.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !cond(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			s, _ := json.MarshalIndent(h.status(), "", " ")
 			h.t.Fatalf("%s: waited in vain: %s\n%s\n%s", h.cfg.Name, what, h.kernel, s)
@@ -445,6 +449,39 @@ func TestReset(t *testing.T) {
 		hosts[0].get("ipam", &pools)
 		return len(pools) == 0
 	})
+}
+
+// TestResetHalfDead: a host whose state is damaged says so, and is reset all
+// the same.
+func TestResetHalfDead(t *testing.T) {
+	h := newHosts(t, 1, "")[0]
+	h.start()
+	h.awaitUp()
+	h.createNetwork(id64("01"), "10.32.0.0/16")
+	h.await("has a device", func() bool { return h.kernel.String() != "" })
+	h.stop()
+	if err := os.WriteFile(filepath.Join(h.cfg.State, "identity"), []byte("garbage"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	h.await("says what is wrong", func() bool {
+		_, err := connect(context.Background(), h.cfg.Socket)
+		if err != nil {
+			return false
+		}
+		s := h.status()
+		return len(s.Problems) == 1 && strings.Contains(s.Problems[0].Cause, "isthmus reset")
+	})
+	if _, err := runCommand(t, "--socket", h.cfg.Socket, "reset"); err == nil || !strings.Contains(err.Error(), "--force") {
+		t.Errorf("reset without --force: %v", err)
+	}
+	if out, err := runCommand(t, "--socket", h.cfg.Socket, "reset", "--force"); err != nil {
+		t.Errorf("reset --force: %v\n%s", err, out)
+	}
+	h.awaitUp()
+	if s := h.status(); len(s.Networks) != 0 || len(s.Problems) != 0 || h.kernel.String() != "" {
+		t.Errorf("after the reset: %+v\n%s", s, h.kernel)
+	}
 }
 
 // TestResetWithout clears the kernel of a host on which no plugin runs.

@@ -110,12 +110,12 @@ func (s *server) addReports(mux *http.ServeMux) {
 	get("networks", func(n *node) any { return list(n.driver.Networks()) })
 	get("endpoints", func(n *node) any { return list(n.driver.Endpoints()) })
 	get("ipam", func(n *node) any { return n.poolReports() })
-	mux.HandleFunc("POST "+apiPath+"networks/forget", post(s, 30*time.Second, (*node).forget))
-	mux.HandleFunc("POST "+apiPath+"reset", post(s, 60*time.Second, (*node).reset))
+	mux.HandleFunc("POST "+apiPath+"networks/forget", post(s, 30*time.Second, (*server).forget))
+	mux.HandleFunc("POST "+apiPath+"reset", post(s, 60*time.Second, (*server).reset))
 }
 
 // post makes the handler of a request that changes something.
-func post[Req, Resp any](s *server, bound time.Duration, fn func(*node, context.Context, Req) (Resp, error)) http.HandlerFunc {
+func post[Req, Resp any](s *server, bound time.Duration, fn func(*server, context.Context, Req) (Resp, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), bound)
 		defer cancel()
@@ -124,13 +124,9 @@ func post[Req, Resp any](s *server, bound time.Duration, fn func(*node, context.
 		if err == nil {
 			req, err = decode[Req](body)
 		}
-		var n *node
-		if err == nil {
-			n, err = s.gate.Wait(ctx)
-		}
 		var resp Resp
 		if err == nil {
-			resp, err = fn(n, ctx, *req)
+			resp, err = fn(s, ctx, *req)
 		}
 		if err != nil {
 			s.log.WithField("request", r.URL.Path).WithError(err).Warn("request refused")
@@ -268,6 +264,14 @@ func joinPools(r *cluster.Registry, here []ipam.PoolStatus, self cluster.HostID)
 		out = append(out, p)
 	}
 	return out
+}
+
+func (s *server) forget(ctx context.Context, req ForgetRequest) (ForgetReport, error) {
+	n, err := s.gate.Wait(ctx)
+	if err != nil {
+		return ForgetReport{}, err
+	}
+	return n.forget(ctx, req)
 }
 
 // forget drops a network that Docker no longer knows, and its addresses.

@@ -13,6 +13,30 @@ import (
 	"github.com/isthmus-net/isthmus/ledger"
 )
 
+// reset resets the node. Where there is none, it clears the host without one:
+// what keeps the node from opening may be the state itself.
+func (s *server) reset(ctx context.Context, req ResetRequest) (ResetReport, error) {
+	if n, _ := s.gate.Now(); n != nil {
+		return n.reset(ctx, req)
+	}
+	s.opening.Lock()
+	defer s.opening.Unlock()
+	n, reason := s.gate.Now()
+	switch {
+	case n != nil:
+		return n.reset(ctx, req)
+	case !req.Force:
+		return ResetReport{}, fmt.Errorf("reset: isthmus is not ready, so nobody knows what is attached: --force if nothing is: %w", reason)
+	}
+	s.log.Warn("resetting this host without its state")
+	k, err := s.openKernel()
+	if err != nil {
+		return ResetReport{}, fmt.Errorf("reset: %w", err)
+	}
+	defer closeKernel(k)
+	return ResetReport{Left: []string{"the host was reset without its state: " + reason.Error()}}, resetWithout(ctx, k, s.cfg.State)
+}
+
 // reset makes this host a new one: intent and kernel objects go, what the host
 // holds in the cluster is given back as far as the cluster can be reached, and
 // the node ends so that its state is wiped.
@@ -27,6 +51,11 @@ func (n *node) reset(ctx context.Context, req ResetRequest) (ResetReport, error)
 		return ResetReport{}, fmt.Errorf("reset: %w", err)
 	}
 	left := n.giveBack(ctx)
+	bye, cancel := context.WithTimeout(ctx, goodByeBound)
+	defer cancel()
+	if err := n.gossip.Leave(bye); err != nil {
+		left = append(left, err.Error())
+	}
 	n.stop(errReset)
 	return ResetReport{Left: left}, nil
 }
@@ -52,8 +81,11 @@ func (n *node) mayReset() error {
 	return nil
 }
 
-// giveBackBound is how long an unreachable cluster may delay a reset.
-const giveBackBound = 5 * time.Second
+// How long an unreachable cluster may delay a reset.
+const (
+	giveBackBound = 5 * time.Second
+	goodByeBound  = 3 * time.Second
+)
 
 // giveBack releases what the cluster knows this host to hold, and reports what
 // it could not.
@@ -61,6 +93,11 @@ func (n *node) giveBack(ctx context.Context) []string {
 	ctx, cancel := context.WithTimeout(ctx, giveBackBound)
 	defer cancel()
 	var left []string
+	for _, p := range n.ipam.Status() { // or it would take all of it back
+		if err := n.ipam.Forget(ctx, p.Pool); err != nil {
+			left = append(left, err.Error())
+		}
+	}
 	for _, c := range holdings(n.ledger.Registry(), n.id) {
 		if _, err := n.ledger.Propose(ctx, c); err != nil {
 			left = append(left, err.Error())

@@ -32,12 +32,17 @@ func (s *server) Run(ctx context.Context, refused error) error {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.Serve(ctx, l) })
+	// The node outlives the socket: calls that have begun still need it.
+	nodes, end := context.WithCancel(context.WithoutCancel(ctx))
+	group.Go(func() error {
+		defer end()
+		return s.Serve(ctx, l)
+	})
 	if refused != nil {
 		s.gate.Shut(&refusedSettings{fmt.Errorf("the settings are refused: %w; then disable, set and enable the plugin", refused)})
 		return group.Wait()
 	}
-	group.Go(func() error { return s.runNodes(ctx) })
+	group.Go(func() error { return s.runNodes(nodes) })
 	return group.Wait()
 }
 
@@ -75,15 +80,26 @@ func (s *server) runNodes(ctx context.Context) error {
 }
 
 func (s *server) runNode(ctx context.Context) error {
-	if err := os.MkdirAll(s.cfg.State, 0o700); err != nil {
-		return fmt.Errorf("open state: %w", err)
-	}
 	k, err := s.openKernel()
 	if err != nil {
 		return err
 	}
-	if c, ok := k.(interface{ Close() }); ok {
-		defer c.Close()
+	defer closeKernel(k)
+	n, err := s.open(ctx, k)
+	if err != nil {
+		return err
+	}
+	err = n.Run(ctx)
+	s.gate.Shut(errors.New("isthmus is starting again"))
+	return errors.Join(err, n.close())
+}
+
+// open opens a node, and lets calls through to it.
+func (s *server) open(ctx context.Context, k kernel.Kernel) (*node, error) {
+	s.opening.Lock()
+	defer s.opening.Unlock()
+	if err := os.MkdirAll(s.cfg.State, 0o700); err != nil {
+		return nil, fmt.Errorf("open state: %w", err)
 	}
 	last, known := lastUnderlay(s.cfg.State)
 	u, err := findUnderlay(ctx, k, s.cfg.Advertise, last.Addr)
@@ -95,16 +111,21 @@ func (s *server) runNode(ctx context.Context) error {
 		u, err = last, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	n, err := openNode(s.cfg, k, u, s.log)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s.log.WithFields(logrus.Fields{"host": n.id, "name": s.cfg.Name, "link": u.Name, "address": n.transport.Addr(), "mtu": u.MTU}).Info("ready")
 	n.look = s.look
+	s.log.WithFields(logrus.Fields{"host": n.id, "name": s.cfg.Name, "link": u.Name, "address": n.transport.Addr(), "mtu": u.MTU}).Info("ready")
 	s.gate.Open(n)
-	err = n.Run(ctx)
-	s.gate.Shut(errors.New("isthmus is starting again"))
-	return err
+	return n, nil
+}
+
+// closeKernel ends a kernel that wants to be ended; the fake does not.
+func closeKernel(k kernel.Kernel) {
+	if c, ok := k.(interface{ Close() }); ok {
+		c.Close()
+	}
 }

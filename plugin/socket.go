@@ -27,6 +27,7 @@ type server struct {
 	cfg        Config
 	openKernel func() (kernel.Kernel, error)
 	gate       *gate
+	opening    sync.Mutex    // held while a node is being opened, or the host is reset without one
 	bound      time.Duration // of one call of Docker
 	look       time.Duration // how often the underlay is looked at
 	log        logrus.FieldLogger
