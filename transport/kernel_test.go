@@ -99,8 +99,8 @@ func newSite(t *testing.T) site {
 }
 
 // link joins a host to the router as 10.0.n.2 and fd00:n::2. It runs in the
-// router's namespace. The router's end may send as much as the host's link
-// carries, and so answers larger packets with an ICMP error.
+// router's namespace. Only the router's end has the given MTU: the host
+// believes its link to be wide.
 func (s site) link(host space, n, mtu int) error {
 	name := fmt.Sprintf("r%d", n)
 	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: mtu}, PeerName: "eth0", PeerNamespace: netlink.NsFd(host.ns)}
@@ -111,6 +111,13 @@ func (s site) link(host space, n, mtu int) error {
 		return err
 	}
 	return host.try(func() error {
+		eth0, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetMTU(eth0, wideMTU); err != nil {
+			return err
+		}
 		if err := address("eth0", fmt.Sprintf("10.0.%d.2/24", n), fmt.Sprintf("fd00:%d::2/64", n)); err != nil {
 			return err
 		}
