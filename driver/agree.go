@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -56,15 +57,17 @@ func (a *agreement) wake() {
 
 func (a *agreement) run(ctx context.Context) error {
 	agreed := a.d.cfg.Ledger.Subscribe()
-	wait := a.d.pace.retry
+	const most = 30 * time.Second
+	retry := a.d.pace.retry
 	for {
+		wait := most
 		if err := a.step(ctx); err == nil {
-			wait = a.d.pace.retry
+			retry = a.d.pace.retry
 		} else if ctx.Err() == nil {
+			wait, retry = retry, min(retry*2, most)
 			a.d.log.WithError(err).WithField("again", wait.String()).Info("the cluster does not know yet which networks this host holds")
 		}
 		timer := time.NewTimer(wait)
-		wait = min(wait*2, 30*time.Second)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -183,10 +186,11 @@ func (a *agreement) adopt(n cluster.Network) error {
 func (a *agreement) leases(in *Intent) {
 	for _, e := range in.Endpoints {
 		now := a.d.leased(in.Networks[e.Network], e)
-		if now.Lease4 == 0 && now.Lease6 == 0 || now == e {
-			continue
+		if now.Lease4 != e.Lease4 && now.Lease4 != 0 || now.Lease6 != e.Lease6 && now.Lease6 != 0 {
+			a.d.loop.edit(e, func(e *Endpoint) {
+				e.Lease4, e.Lease6 = cmp.Or(now.Lease4, e.Lease4), cmp.Or(now.Lease6, e.Lease6)
+			})
 		}
-		a.d.loop.edit(e, func(e *Endpoint) { e.Lease4, e.Lease6 = now.Lease4, now.Lease6 })
 	}
 }
 

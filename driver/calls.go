@@ -91,12 +91,9 @@ func (d *Driver) createNetwork(ctx context.Context, n Network) error {
 
 // storeNetwork has the network agreed and its addresses prepared, and stores it.
 func (d *Driver) storeNetwork(ctx context.Context, n Network, asked cluster.Definition) (Network, error) {
-	agreed, known := d.cfg.Ledger.Registry().NetworkOf(n.Pools)
-	if !known || contradicts(asked, agreed.Def) {
-		var err error
-		if agreed, err = d.agree.attach(ctx, n, asked); err != nil {
-			return n, err
-		}
+	agreed, err := d.agreeOn(ctx, n, asked)
+	if err != nil {
+		return n, err
 	}
 	n.Cluster, n.Def = agreed.ID, agreed.Def
 	if err := d.checkMTU(n, n.Def, d.cfg.Ledger.Registry().HostName(agreed.Creator)); err != nil {
@@ -114,6 +111,29 @@ func (d *Driver) storeNetwork(ctx context.Context, n Network, asked cluster.Defi
 		in.Networks[n.ID] = n
 		return in.contradiction(n)
 	})
+}
+
+// agreeOn has the network agreed; the local copy of the registry will do where
+// it leaves no question. A network that nobody holds any more defines nothing:
+// what it once was is of use only where that is what is asked for again.
+func (d *Driver) agreeOn(ctx context.Context, n Network, asked cluster.Definition) (cluster.Network, error) {
+	agreed, known := d.cfg.Ledger.Registry().NetworkOf(n.Pools)
+	others := slices.ContainsFunc(agreed.Holders, func(h cluster.HostID) bool { return h != d.cfg.Host })
+	switch {
+	case !known:
+	case others || d.store.intent().uses(agreed.Pools):
+		if !contradicts(asked, agreed.Def) {
+			return agreed, nil
+		}
+	case filled(asked, agreed.Def.VNI) == agreed.Def:
+		return agreed, nil
+	case len(agreed.Holders) > 0:
+		// The cluster was not told yet that this host removed it.
+		if err := d.agree.detach(ctx, cluster.Command{DetachNetwork: &cluster.DetachNetwork{Network: agreed.ID}}); err != nil {
+			return agreed, fmt.Errorf("redefine network %s: %w", poolNames(n.Pools), err)
+		}
+	}
+	return d.agree.attach(ctx, n, asked)
 }
 
 // parseNetwork turns a request into a Network that is not agreed yet.

@@ -125,6 +125,7 @@ func (l *loop) run(ctx context.Context) error {
 	defer timer.Stop()
 	var due, rested time.Time // of the next pass; of the earliest one that nobody waits for
 	var failures int
+	var said string // the newest error that was logged
 	for {
 		select {
 		case <-ctx.Done():
@@ -144,11 +145,15 @@ func (l *loop) run(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			if r.err != nil {
-				failures++
-				l.d.log.WithError(r.err).WithField("attempt", failures).Warn("kernel is not as it should be; trying again")
-			} else {
-				failures = 0
+			switch text := fmt.Sprint(r.err); {
+			case r.err == nil && failures > 0:
+				l.d.log.WithField("attempts", failures+1).Info("kernel is as it should be again")
+				failures, said = 0, ""
+			case r.err != nil:
+				if failures++; text != said {
+					said = text
+					l.d.log.WithError(r.err).Warn("kernel is not as it should be; trying again")
+				}
 			}
 			end := time.Now()
 			// News are not worth more than half of a processor.
@@ -171,7 +176,7 @@ func (l *loop) patience(failures int) time.Duration {
 	if failures > 0 {
 		wait = min(wait, p.retry<<min(failures-1, 16))
 	}
-	if l.waiting() {
+	if l.waiting(time.Now(), p) {
 		wait = min(wait, p.unseen)
 	}
 	return wait

@@ -1,9 +1,10 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"strings"
+	"maps"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -23,17 +24,25 @@ import (
 // forgotten to say so.
 type mender struct {
 	pending map[string]bool      // endpoints to look after, by id
+	unnamed map[string]time.Time // joined endpoints not seen in the sandbox yet, since when
 	idle    map[string]time.Time // endpoints without a container, since when
 	visited time.Time            // of the last look into all sandboxes
-	unseen  bool                 // Docker is about to take an interface
+	sighted bool                 // sandboxes can be seen from here at all
 }
 
 func newMender() mender {
-	return mender{pending: map[string]bool{}, idle: map[string]time.Time{}}
+	return mender{pending: map[string]bool{}, unnamed: map[string]time.Time{}, idle: map[string]time.Time{}}
 }
 
-// waiting reports whether an interface is about to be taken.
-func (m *mender) waiting() bool { return m.unseen }
+// waiting reports whether Docker is about to take an interface.
+func (m *mender) waiting(now time.Time, p pace) bool {
+	for _, since := range m.unnamed {
+		if now.Sub(since) < 100*p.unseen {
+			return true
+		}
+	}
+	return false
+}
 
 // mend looks after all interfaces that need it, and returns the endpoints whose
 // container was found to be gone.
@@ -43,53 +52,52 @@ func (l *loop) mend(ctx context.Context, want Desired, a applied, r *result) map
 	if all {
 		l.visited = now
 	}
-	l.unseen = false
 	gone := map[cluster.EndpointID]bool{}
-	known := map[string]bool{}
+	known, unnamed, untaken := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, h := range want.Handovers {
 		id, e := h.Endpoint.ID, h.Endpoint
-		known[id] = true
+		known[id], unnamed[id] = true, e.Inside == ""
 		_, below := a.have[kernel.Link{Name: h.Below()}.Key()]
 		if all || a.made[h.Below()] || !below {
 			l.pending[id] = true
 		}
 		_, here := a.have[kernel.Link{Name: h.Link.Name}.Key()]
 		switch {
-		case here && e.Inside == "": // Docker has not taken it yet
-			l.unseen = true
+		case here && e.Inside == "":
+			untaken[id] = true
 		case here: // Docker gave it back, but its Leave did not reach us
 			l.edit(e, func(e *Endpoint) { e.Sandbox, e.Inside, e.Gone = "", "", false })
 		case e.Gone && !all:
-		case e.Inside == "":
-			l.observe(ctx, h)
+		case e.Inside == "" && !l.observe(ctx, h):
+			untaken[id] = l.sighted
 		case l.pending[id]:
 			if l.remake(ctx, h, r) {
 				gone[cluster.EndpointIDOf(id)] = true
 			}
 		}
 	}
-	for id := range l.pending {
-		if !known[id] {
-			delete(l.pending, id)
-		}
-	}
-	l.forget(now)
+	maps.DeleteFunc(l.pending, func(id string, _ bool) bool { return !known[id] })
+	since(l.unnamed, unnamed, now)
+	l.forget(untaken, now)
 	return gone
 }
 
-// observe learns the name that Docker gave the interface.
-func (l *loop) observe(ctx context.Context, h handover) {
+// observe learns the name that Docker gave the interface, and reports whether
+// the sandbox is there. Engines up to 27 make it after Join, so that it is
+// missing means nothing yet; and where none can be seen, nothing at all.
+func (l *loop) observe(ctx context.Context, h handover) bool {
+	id := h.Endpoint.ID
 	name, err := l.d.cfg.Kernel.Observe(ctx, h.Sandbox, h.Link.MAC)
-	switch {
-	case err == nil && name != "" && !strings.HasPrefix(name, kernel.Prefix):
-		delete(l.pending, h.Endpoint.ID)
-		l.edit(h.Endpoint, func(e *Endpoint) { e.Inside = name })
-	case errors.Is(err, kernel.ErrNoSandbox):
-		// Engines up to 27 make the sandbox after Join; one that never comes
-		// is noticed when Docker takes the endpoint back.
-	default:
-		l.unseen = true
+	if errors.Is(err, kernel.ErrNoSandbox) {
+		return false
 	}
+	l.sighted = true
+	// Without a name, Docker is at it, or it died before we saw it: Mend knows.
+	l.pending[id] = err == nil && name == ""
+	if name != "" {
+		l.edit(h.Endpoint, func(e *Endpoint) { e.Inside = name })
+	}
+	return true
 }
 
 // remake makes the interface again where it is missing. It reports whether the
@@ -104,12 +112,13 @@ func (l *loop) remake(ctx context.Context, h handover, r *result) (gone bool) {
 	case err != nil:
 		r.err = errors.Join(r.err, err)
 		r.problems = append(r.problems, Problem{
-			Cause:  "interface " + h.Name + " of the container of endpoint " + short(h.Endpoint.ID) + " is gone and cannot be made again: " + err.Error(),
+			Cause:  "interface " + cmp.Or(h.Name, h.Link.Name) + " of the container of endpoint " + short(h.Endpoint.ID) + " is gone and cannot be made again: " + err.Error(),
 			Remedy: "restart the container",
 		})
 		return false
 	}
 	delete(l.pending, h.Endpoint.ID)
+	l.sighted = true
 	if made {
 		l.d.log.WithFields(logrus.Fields{"endpoint": short(h.Endpoint.ID), "interface": h.Name}).Info("made a container's interface again")
 	}
@@ -120,28 +129,33 @@ func (l *loop) remake(ctx context.Context, h handover, r *result) (gone bool) {
 }
 
 // forget drops endpoints that have been without a container for so long that
-// Docker must have forgotten them.
-func (l *loop) forget(now time.Time) {
+// Docker must have forgotten them. What it did not take yet after a Join it may
+// still take, if the machine is slow.
+func (l *loop) forget(untaken map[string]bool, now time.Time) {
 	in := l.d.store.intent()
+	idle := map[string]bool{}
 	for id, e := range in.Endpoints {
-		if e.Joined() {
-			delete(l.idle, id)
-			continue
-		}
-		since, ok := l.idle[id]
-		if !ok {
-			l.idle[id] = now
-			continue
-		}
-		if now.Sub(since) < l.d.pace.forget {
-			continue
-		}
-		l.d.log.WithField("endpoint", short(id)).Info("drop an endpoint that has no container any more")
-		l.edit(e, nil)
+		idle[id] = !e.Joined() || untaken[id]
 	}
-	for id := range l.idle {
-		if _, ok := in.Endpoints[id]; !ok {
-			delete(l.idle, id)
+	since(l.idle, idle, now)
+	for id, begin := range l.idle {
+		limit := l.d.pace.forget
+		if untaken[id] {
+			limit *= 5
+		}
+		if now.Sub(begin) >= limit {
+			l.d.log.WithField("endpoint", short(id)).Info("drop an endpoint that has no container any more")
+			l.edit(in.Endpoints[id], nil)
+		}
+	}
+}
+
+// since keeps in times when each of a set was first in it.
+func since(times map[string]time.Time, set map[string]bool, now time.Time) {
+	maps.DeleteFunc(times, func(id string, _ time.Time) bool { return !set[id] })
+	for id, in := range set {
+		if _, ok := times[id]; in && !ok {
+			times[id] = now
 		}
 	}
 }

@@ -200,3 +200,11 @@ func contradicts(want, have cluster.Definition) bool {
 		differ(want.Encrypt, have.Encrypt) || differ(want.Underlay, have.Underlay) ||
 		want.VNI != 0 && want.VNI != have.VNI || want.MTU != 0 && want.MTU != have.MTU
 }
+
+// filled says in full what a request comes to where nobody disagrees.
+func filled(asked cluster.Definition, vni uint32) cluster.Definition {
+	asked.VNI = cmp.Or(asked.VNI, vni)
+	asked.ARP = cmp.Or(asked.ARP, "suppress")
+	asked.BUM = cmp.Or(asked.BUM, "replicate")
+	return asked
+}

@@ -120,7 +120,8 @@ func (v View) peers(networks []held, d *Desired) map[uint32][]peer {
 		if s.Owner == v.Host {
 			continue
 		}
-		reachable := family(s.Info.VTEP) == family(v.VTEP) && s.Info.VTEP.IsValid() && s.Info.VTEP != v.VTEP
+		vtep := s.Info.VTEP.Unmap()
+		reachable := vtep.IsValid() && family(vtep) == family(v.VTEP) && vtep != v.VTEP
 		alive := v.state(s.Owner) == cluster.Alive
 		useful := false
 		for _, r := range s.Records {
@@ -130,7 +131,7 @@ func (v View) peers(networks []held, d *Desired) map[uint32][]peer {
 			}
 			useful = true
 			if reachable {
-				out[r.Network] = append(list, peer{Record: r, host: s.Owner, vtep: s.Info.VTEP.Unmap(), alive: alive})
+				out[r.Network] = append(list, peer{Record: r, host: s.Owner, vtep: vtep, alive: alive})
 			}
 		}
 		if useful && !reachable {
@@ -145,7 +146,7 @@ func (v View) unreachable(s cluster.Stream) Problem {
 	switch {
 	case !s.Info.VTEP.IsValid():
 		return Problem{Cause: fmt.Sprintf("host %s does not say its underlay address", name), Remedy: "look at its status"}
-	case s.Info.VTEP == v.VTEP:
+	case s.Info.VTEP.Unmap() == v.VTEP:
 		return Problem{Cause: fmt.Sprintf("host %s says that it has this host's underlay address %s", name, v.VTEP), Remedy: "set ADVERTISE on it to its own address"}
 	}
 	return Problem{

@@ -1,0 +1,509 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/docker/go-plugins-helpers/network"
+	"github.com/sirupsen/logrus"
+	"go.etcd.io/bbolt"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/driver/kernel"
+	"github.com/isthmus-net/isthmus/driver/kernel/kerneltest"
+)
+
+// testT is what the tests and the property checks have in common.
+type testT interface {
+	Helper()
+	Fatalf(format string, args ...any)
+}
+
+// host is one host with everything about the driver faked. It can be stopped
+// and started like a plugin: the fakes and the disk stay.
+type host struct {
+	t         testT
+	path      string
+	kernel    *kerneltest.Fake
+	door      kernel.Kernel // what the driver gets; kernel unless a test puts something before it
+	ledger    *fakeLedger
+	heard     *fakeHeard
+	addresses *fakeAddresses
+
+	*Driver
+	db   *bbolt.DB
+	stop func()
+}
+
+// hasty makes the loop fast enough for tests, but forgets nothing: a slow
+// machine is no reason. announce has two times, so that a repetition is seen.
+var hasty = pace{
+	audit: 50 * time.Millisecond, sandbox: 20 * time.Millisecond, unseen: 2 * time.Millisecond,
+	forget: time.Hour, retry: 2 * time.Millisecond, announce: []time.Duration{0, 10 * time.Millisecond},
+}
+
+// impatient also forgets what Docker forgot; for when Docker is done.
+var impatient = func() pace {
+	p := hasty
+	p.forget = 40 * time.Millisecond
+	return p
+}()
+
+func newHost(t testT, dir string) *host {
+	h := &host{t: t, path: filepath.Join(dir, "driver.db"), kernel: kerneltest.New(), ledger: newFakeLedger("host1"), heard: newFakeHeard(), addresses: &fakeAddresses{foreign: map[cluster.PoolKey]bool{}}}
+	h.door = h.kernel
+	return h
+}
+
+// startHost returns a running host that is stopped with the test.
+func startHost(t *testing.T) *host {
+	t.Helper()
+	h := newHost(t, t.TempDir())
+	h.start(hasty)
+	t.Cleanup(func() { h.stop() })
+	return h
+}
+
+func (h *host) start(p pace) {
+	h.t.Helper()
+	db, err := bbolt.Open(h.path, 0o600, &bbolt.Options{NoSync: true, Timeout: 5 * time.Second})
+	if err != nil {
+		h.t.Fatalf("open store: %v", err)
+	}
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	d, err := Open(Config{
+		DB: db, Host: "host1", Kernel: h.door, Ledger: h.ledger, Heard: h.heard, Addresses: h.addresses,
+		VTEP: netip.MustParseAddr("192.0.2.1"), MTU: 1500, Port: 8475, Log: log,
+	})
+	if err != nil {
+		h.t.Fatalf("open driver: %v", err)
+	}
+	d.pace = p
+	h.Driver, h.db = d, db
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	h.stop = func() {
+		h.t.Helper()
+		cancel()
+		if err := <-done; err != nil {
+			h.t.Fatalf("run: %v", err)
+		}
+		db.Close()
+	}
+}
+
+func (h *host) restart(p pace) {
+	h.t.Helper()
+	h.stop()
+	h.start(p)
+}
+
+// await waits until the condition holds.
+func (h *host) await(what string, condition func() bool) {
+	h.t.Helper()
+	for end := time.Now().Add(10 * time.Second); !condition(); {
+		if time.Now().After(end) {
+			h.t.Fatalf("waited in vain: %s\nkernel:\n%s\nlog:\n%s", what, h.kernel, strings.Join(h.kernel.Log(), "\n"))
+		}
+		time.Sleep(time.Millisecond) // polling a condition
+	}
+}
+
+func (h *host) has(text string) bool { return strings.Contains(h.kernel.String(), text) }
+func (h *host) awaitHas(text string) {
+	h.t.Helper()
+	h.await("kernel has "+text, func() bool { return h.has(text) })
+}
+func (h *host) awaitNot(text string) {
+	h.t.Helper()
+	h.await("kernel lacks "+text, func() bool { return !h.has(text) })
+}
+func (h *host) lacks(text string) {
+	h.t.Helper()
+	h.check(!h.has(text), "kernel has "+text+":\n"+h.kernel.String())
+}
+func (h *host) contains(text string) {
+	h.t.Helper()
+	h.check(h.has(text), "kernel lacks "+text+":\n"+h.kernel.String())
+}
+func (h *host) check(ok bool, no string) {
+	h.t.Helper()
+	if !ok {
+		h.t.Fatalf("%s", no)
+	}
+}
+
+func (h *host) ok(err error) {
+	h.t.Helper()
+	if err != nil {
+		h.t.Fatalf("unexpected error: %v", err)
+	}
+}
+
+func (h *host) refused(err error, text string) {
+	h.t.Helper()
+	if errorText(err) != text {
+		h.t.Fatalf("error:\n got %q\nwant %q", errorText(err), text)
+	}
+}
+
+// request is a CreateNetwork as Docker sends it.
+func request(id string, pools []string, options ...string) *network.CreateNetworkRequest {
+	r := &network.CreateNetworkRequest{NetworkID: id, Options: map[string]any{}}
+	generic := map[string]any{}
+	for _, o := range options {
+		k, v, _ := strings.Cut(o, "=")
+		if k == "--internal" {
+			r.Options[internalKey] = true
+			continue
+		}
+		generic[k] = v
+	}
+	r.Options[genericKey] = generic
+	for _, p := range pools {
+		space, prefix, given := strings.Cut(p, "|")
+		if !given {
+			space, prefix = AddressSpace, p
+		}
+		data := &network.IPAMData{AddressSpace: space, Pool: prefix}
+		if strings.Contains(prefix, ":") {
+			r.IPv6Data = append(r.IPv6Data, data)
+		} else {
+			r.IPv4Data = append(r.IPv4Data, data)
+		}
+	}
+	return r
+}
+
+func (h *host) create(id string, pools []string, options ...string) error {
+	return h.CreateNetwork(context.Background(), request(id, pools, options...))
+}
+
+// app creates the network that most tests use: VNI 4097, cluster network 1.
+func (h *host) app(options ...string) {
+	h.t.Helper()
+	h.ok(h.create("app", []string{"10.1.0.0/16", "fd01::/64"}, options...))
+}
+
+func (h *host) endpoint(id, networkID, ip string) error {
+	v4, v6, _ := strings.Cut(ip, " ")
+	r, err := h.CreateEndpoint(context.Background(), &network.CreateEndpointRequest{
+		NetworkID: networkID, EndpointID: id, Interface: &network.EndpointInterface{Address: v4, AddressIPv6: v6},
+	})
+	if err == nil && (r.Interface.MacAddress == "" || r.Interface.Address != "" || r.Interface.AddressIPv6 != "") {
+		err = fmt.Errorf("answered %+v: want a MAC and nothing else", r.Interface)
+	}
+	return err
+}
+
+func (h *host) joins(id string) (*network.JoinResponse, error) {
+	return h.Join(context.Background(), &network.JoinRequest{EndpointID: id, SandboxKey: "/s/" + id})
+}
+
+// run does all that Docker does for a container's start.
+func (h *host) run(id, networkID, ip string) {
+	h.t.Helper()
+	h.ok(h.endpoint(id, networkID, ip))
+	r, err := h.joins(id)
+	h.ok(err)
+	h.ok(h.kernel.Take(r.InterfaceName.SrcName, "/s/"+id, r.InterfaceName.DstPrefix+"0"))
+	h.await(id+" is seen in its sandbox", func() bool { return h.store.intent().Endpoints[id].Inside != "" })
+}
+
+// ends does all that Docker does for a container's stop. What is not there any
+// more, Docker passes over.
+func (h *host) ends(id string) {
+	h.t.Helper()
+	h.ok(h.Leave(context.Background(), &network.LeaveRequest{EndpointID: id}))
+	for _, name := range []string{"eth0"} {
+		_ = h.kernel.GiveBack("/s/"+id, name)
+	}
+	h.kernel.RemoveSandbox("/s/" + id)
+	h.ok(h.DeleteEndpoint(context.Background(), &network.DeleteEndpointRequest{EndpointID: id}))
+}
+
+func (h *host) delete(id string) error {
+	return h.DeleteNetwork(context.Background(), &network.DeleteNetworkRequest{NetworkID: id})
+}
+
+func (h *host) mac(id string) string { return h.store.intent().Endpoints[id].MAC.String() }
+
+// fakeHeard is a cluster that says what a test wants.
+type fakeHeard struct {
+	mu        sync.Mutex
+	streams   map[cluster.HostID]cluster.Stream
+	settled   bool
+	published []cluster.Record
+	ever      bool
+	listeners []chan struct{}
+}
+
+func newFakeHeard() *fakeHeard {
+	return &fakeHeard{streams: map[cluster.HostID]cluster.Stream{}, settled: true}
+}
+
+// say has a host publish records; vtep 192.0.2.N for hostN.
+func (f *fakeHeard) say(host string, records ...cluster.Record) {
+	s := cluster.Stream{Owner: cluster.HostID(host), Info: cluster.HostInfo{Name: host, MTU: 1500, VTEP: netip.MustParseAddr("192.0.2." + strings.TrimPrefix(host, "host"))}, Records: map[cluster.RecordKey]cluster.Record{}}
+	for _, r := range records {
+		s.Records[r.Key()] = r
+	}
+	f.change(func() { f.streams[s.Owner] = s })
+}
+
+func (f *fakeHeard) change(edit func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	edit()
+	for _, l := range f.listeners {
+		select {
+		case l <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (f *fakeHeard) Streams() []cluster.Stream {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(maps.Values(f.streams))
+}
+
+func (f *fakeHeard) Members() []cluster.Member {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := []cluster.Member{{ID: "host1", State: cluster.Alive, Info: cluster.HostInfo{Name: "host1", MTU: 1500, VTEP: netip.MustParseAddr("192.0.2.1")}}}
+	for id, s := range f.streams {
+		out = append(out, cluster.Member{ID: id, State: cluster.Alive, Info: s.Info})
+	}
+	return out
+}
+
+func (f *fakeHeard) Settled() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.settled
+}
+
+func (f *fakeHeard) Publish(r []cluster.Record) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.published, f.ever = slices.Clone(r), true
+}
+
+func (f *fakeHeard) Subscribe() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l := make(chan struct{}, 1)
+	f.listeners = append(f.listeners, l)
+	return l
+}
+
+// told lists the addresses of the published endpoints; a network that is held
+// is "net N".
+func (f *fakeHeard) told() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []string
+	for _, r := range f.published {
+		if r.Endpoint == (cluster.EndpointID{}) {
+			out = append(out, fmt.Sprint("net ", r.Network))
+		} else {
+			out = append(out, r.IPv4.String())
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+func remote(n uint32, id, ip, mac string) cluster.Record {
+	m, err := cluster.ParseMAC(mac)
+	if err != nil {
+		panic(err)
+	}
+	return cluster.Record{Network: n, Endpoint: cluster.EndpointIDOf(id), IPv4: netip.MustParseAddr(ip), MAC: m}
+}
+
+// fakeLedger applies commands as the real one does, as far as networks go.
+type fakeLedger struct {
+	mu          sync.Mutex
+	self        cluster.HostID
+	reg         *cluster.Registry
+	unreachable bool
+	asked       int
+	listeners   []chan struct{}
+}
+
+var errUnreachable = errors.New("ask the cluster: host9 does not answer")
+
+func newFakeLedger(self cluster.HostID) *fakeLedger {
+	return &fakeLedger{self: self, reg: &cluster.Registry{Cluster: "c", Pools: map[cluster.PoolKey]cluster.Pool{}, Networks: map[uint32]cluster.Network{}, NextVNI: 4097, NextNet: 1}}
+}
+
+func (f *fakeLedger) Registry() *cluster.Registry {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.reg
+}
+
+func (f *fakeLedger) Subscribe() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l := make(chan struct{}, 1)
+	f.listeners = append(f.listeners, l)
+	return l
+}
+
+func (f *fakeLedger) cut(unreachable bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.unreachable = unreachable
+}
+
+func (f *fakeLedger) Propose(ctx context.Context, cmd cluster.Command) (cluster.Result, error) {
+	cmd.Host = f.self
+	return f.propose(ctx, cmd)
+}
+
+// propose is a command of any host.
+func (f *fakeLedger) propose(ctx context.Context, cmd cluster.Command) (cluster.Result, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked++
+	if f.unreachable || ctx.Err() != nil {
+		return cluster.Result{}, errUnreachable
+	}
+	reg := *f.reg
+	reg.Networks, reg.Pools = maps.Clone(reg.Networks), maps.Clone(reg.Pools)
+	reg.Index++
+	res := cluster.Result{Index: reg.Index}
+	holders := func(have []cluster.HostID, add bool) []cluster.HostID {
+		out := slices.DeleteFunc(slices.Clone(have), func(h cluster.HostID) bool { return h == cmd.Host })
+		if add {
+			out = append(out, cmd.Host)
+		}
+		slices.Sort(out)
+		return out
+	}
+	switch {
+	case cmd.AttachPool != nil:
+		key := cluster.PoolKey{Space: cmd.AttachPool.Space, Prefix: cmd.AttachPool.Prefix}
+		p := reg.Pools[key]
+		p.Key, p.Holders = key, holders(p.Holders, true)
+		reg.Pools[key] = p
+	case cmd.DetachPool != nil:
+		p, ok := reg.Pools[cmd.DetachPool.Pool]
+		if !ok {
+			return res, cluster.Refuse(cluster.UnknownPool, "no such pool")
+		}
+		if p.Holders = holders(p.Holders, false); len(p.Holders) == 0 {
+			delete(reg.Pools, p.Key)
+		} else {
+			reg.Pools[p.Key] = p
+		}
+	case cmd.AttachNetwork != nil:
+		want := cmd.AttachNetwork.Def
+		n, ok := reg.NetworkOf(cmd.AttachNetwork.Pools)
+		if ok && contradicts(want, n.Def) {
+			return res, cluster.Refuse(cluster.Contradiction, "network %s is %+v", poolNames(n.Pools), n.Def)
+		}
+		if !ok {
+			if want.VNI == 0 {
+				want.VNI = reg.NextVNI
+				reg.NextVNI++
+			}
+			if want.ARP == "" {
+				want.ARP = "suppress"
+			}
+			if want.BUM == "" {
+				want.BUM = "replicate"
+			}
+			n = cluster.Network{ID: reg.NextNet, Pools: cluster.PoolSet(cmd.AttachNetwork.Pools), Def: want, Creator: cmd.Host}
+			reg.NextNet++
+		}
+		n.Holders = holders(n.Holders, true)
+		reg.Networks[n.ID], res.Network = n, n
+	case cmd.DetachNetwork != nil:
+		n, ok := reg.Networks[cmd.DetachNetwork.Network]
+		if !ok {
+			return res, cluster.Refuse(cluster.UnknownNet, "no such network")
+		}
+		if n.Holders = holders(n.Holders, false); len(n.Holders) == 0 {
+			delete(reg.Networks, n.ID)
+		} else {
+			reg.Networks[n.ID] = n
+		}
+	}
+	f.reg = &reg
+	for _, l := range f.listeners {
+		select {
+		case l <- struct{}{}:
+		default:
+		}
+	}
+	return res, nil
+}
+
+// holds reports whether the registry says that host1 holds any network or pool.
+func (f *fakeLedger) holds() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, n := range f.reg.Networks {
+		if slices.Contains(n.Holders, f.self) {
+			return true
+		}
+	}
+	for _, p := range f.reg.Pools {
+		if slices.Contains(p.Holders, f.self) {
+			return true
+		}
+	}
+	return false
+}
+
+func (f *fakeLedger) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.asked
+}
+
+// fakeAddresses leases every address, but those of pools that are not ours.
+type fakeAddresses struct {
+	mu      sync.Mutex
+	foreign map[cluster.PoolKey]bool
+	err     error
+}
+
+func (f *fakeAddresses) Prepare(context.Context, []cluster.PoolKey) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
+func (f *fakeAddresses) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+}
+
+func (f *fakeAddresses) LeaseOf(cluster.PoolKey, netip.Addr) uint64 { return 7 }
+func (f *fakeAddresses) Holds(p cluster.PoolKey) bool               { return p.Space == "" && !f.foreign[p] }
+
+func pools(prefixes ...string) []cluster.PoolKey {
+	var out []cluster.PoolKey
+	for _, p := range prefixes {
+		out = append(out, cluster.PoolKey{Prefix: netip.MustParsePrefix(p)})
+	}
+	return out
+}

@@ -1,0 +1,306 @@
+package driver
+
+import (
+	"bytes"
+	"cmp"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+	"pgregory.net/rapid"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/driver/kernel"
+)
+
+var update = flag.Bool("update", false, "write what Plan says into testdata")
+
+// TestPlan runs the scenario files: a cluster in, the rendered plan out. The
+// language of the first part is that of scenario.line.
+func TestPlan(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("find scenarios: %v, %d files", err, len(files))
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			archive, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			in, v := parseScenario(t, section(archive, "cluster"))
+			got := render(Plan(in, v))
+			if again := render(Plan(in, v)); again != got {
+				t.Fatalf("a second plan differs:\n%s", gocmp.Diff(got, again))
+			}
+			if *update {
+				archive.Files = []txtar.File{archive.Files[0], {Name: "plan", Data: []byte(got)}}
+				if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if diff := gocmp.Diff(section(archive, "plan"), got); diff != "" {
+				t.Fatalf("plan (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func section(a *txtar.Archive, name string) string {
+	for _, f := range a.Files {
+		if f.Name == name {
+			return string(f.Data)
+		}
+	}
+	return ""
+}
+
+func render(d Desired) string {
+	var b bytes.Buffer
+	for _, k := range slices.SortedFunc(maps.Keys(d.State), kernel.CompareKeys) {
+		fmt.Fprintln(&b, d.State[k])
+	}
+	for _, h := range d.Handovers {
+		fmt.Fprintf(&b, "handover %s below %s sandbox %s name %q addrs %v\n", h.Link.Name, h.Below(), h.Sandbox, h.Name, h.Addrs)
+	}
+	for _, r := range d.Records {
+		fmt.Fprintf(&b, "record network %d", r.Network)
+		if r.Endpoint != (cluster.EndpointID{}) {
+			fmt.Fprintf(&b, " endpoint %s mac %s", strings.TrimRight(string(r.Endpoint[:]), "\x00"), r.MAC)
+		}
+		if r.IPv4.IsValid() {
+			fmt.Fprintf(&b, " %s lease %d", r.IPv4, r.Lease4)
+		}
+		if r.IPv6.IsValid() {
+			fmt.Fprintf(&b, " %s lease %d", r.IPv6, r.Lease6)
+		}
+		fmt.Fprintln(&b)
+	}
+	for _, p := range d.Problems {
+		fmt.Fprintln(&b, "problem", p)
+	}
+	return b.String()
+}
+
+// parseScenario reads the lines of a scenario:
+//
+//	self host1 vtep 192.0.2.1 mtu 1500
+//	host host2 vtep 192.0.2.2 mtu 1500 state failed
+//	path host2 fits 1400
+//	network app pool 10.1.0.0/16 pool fd01::/64 id 1 vni 4097 mtu 0 arp flood bum none attach bridge
+//	endpoint web network app ip 10.1.0.2/16 mac 02:00:00:00:01:02 lease 5 sandbox /s/web inside eth0
+//	record host2 network 1 endpoint db ip 10.1.0.3 mac 02:00:00:00:02:03 lease 6
+func parseScenario(t *testing.T, text string) (*Intent, View) {
+	t.Helper()
+	in := &Intent{Networks: map[string]Network{}, Endpoints: map[string]Endpoint{}}
+	v := View{Port: 8475, Paths: map[cluster.HostID]int{}}
+	streams := map[string]*cluster.Stream{}
+	for number, line := range strings.Split(text, "\n") {
+		words := strings.Fields(line)
+		if len(words) == 0 || words[0][0] == '#' {
+			continue
+		}
+		kind, name, args := words[0], words[1], map[string][]string{}
+		for i := 2; i+1 < len(words); i += 2 {
+			args[words[i]] = append(args[words[i]], words[i+1])
+		}
+		get := func(key string) string { return strings.Join(args[key], " ") }
+		num := func(key string) int {
+			n, err := strconv.Atoi(cmp.Or(get(key), "0"))
+			if err != nil {
+				t.Fatalf("line %d: %v", number+1, err)
+			}
+			return n
+		}
+		mac := func() cluster.MAC {
+			m, err := cluster.ParseMAC(get("mac"))
+			if err != nil {
+				t.Fatalf("line %d: %v", number+1, err)
+			}
+			return m
+		}
+		switch kind {
+		case "self", "host":
+			info := cluster.HostInfo{Name: name, MTU: num("mtu")}
+			if get("vtep") != "" {
+				info.VTEP = netip.MustParseAddr(get("vtep"))
+			}
+			v.Members = append(v.Members, cluster.Member{ID: cluster.HostID(name), State: cluster.MemberState(cmp.Or(get("state"), "alive")), Info: info})
+			if kind == "self" {
+				v.Host, v.VTEP, v.MTU = cluster.HostID(name), info.VTEP, info.MTU
+				continue
+			}
+			streams[name] = &cluster.Stream{Owner: cluster.HostID(name), Info: info, Records: map[cluster.RecordKey]cluster.Record{}}
+		case "path":
+			v.Paths[cluster.HostID(name)] = num("fits")
+		case "network":
+			n := Network{ID: name, Cluster: uint32(num("id")), Def: cluster.Definition{Mode: "vxlan", VNI: uint32(num("vni")), MTU: num("mtu"), ARP: get("arp"), BUM: get("bum")}}
+			n.Options = Options{Mode: "vxlan", Attach: get("attach")}
+			for _, p := range args["pool"] {
+				n.Pools = append(n.Pools, cluster.PoolKey{Prefix: netip.MustParsePrefix(p)})
+			}
+			in.Networks[name] = n
+		case "endpoint":
+			e := Endpoint{ID: name, Network: get("network"), MAC: mac(), Sandbox: get("sandbox"), Inside: get("inside"), Gone: get("gone") != "", Lease4: uint64(num("lease")), Lease6: uint64(num("lease6"))}
+			for _, a := range args["ip"] {
+				if p := netip.MustParsePrefix(a); p.Addr().Is4() {
+					e.IPv4 = p
+				} else {
+					e.IPv6 = p
+				}
+			}
+			in.Endpoints[name] = e
+		case "record":
+			r := cluster.Record{Network: uint32(num("network")), Lease4: uint64(num("lease")), Lease6: uint64(num("lease6"))}
+			if get("endpoint") != "" {
+				r.Endpoint, r.MAC = cluster.EndpointIDOf(get("endpoint")), mac()
+			}
+			for _, a := range args["ip"] {
+				if ip := netip.MustParseAddr(a); ip.Is4() {
+					r.IPv4 = ip
+				} else {
+					r.IPv6 = ip
+				}
+			}
+			streams[name].Records[r.Key()] = r
+		default:
+			t.Fatalf("line %d: unknown word %q", number+1, kind)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(streams)) {
+		v.Streams = append(v.Streams, *streams[name])
+	}
+	return in, v
+}
+
+// TestPlanProperties: whatever the records say, no own address or MAC is ever
+// programmed as remote, each address has one neighbour whose MAC leads to the
+// host that the neighbour came from, the order of streams does not matter, and
+// the plan is what the kernel ends up with.
+func TestPlanProperties(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		ip := rapid.Custom(func(t *rapid.T) netip.Addr {
+			return netip.AddrFrom4([4]byte{10, 1, 0, rapid.Byte().Draw(t, "ip") % 8})
+		})
+		mac := rapid.Custom(func(t *rapid.T) cluster.MAC { return cluster.MAC{2, 5: rapid.Byte().Draw(t, "mac") % 8} })
+		in := &Intent{Networks: map[string]Network{"n": {ID: "n", Cluster: 1, Pools: []cluster.PoolKey{{Prefix: netip.MustParsePrefix("10.1.0.0/24")}}, Def: cluster.Definition{Mode: "vxlan", VNI: 9}}}, Endpoints: map[string]Endpoint{}}
+		for i := range rapid.IntRange(0, 3).Draw(t, "own") {
+			id := fmt.Sprint("own", i)
+			in.Endpoints[id] = Endpoint{ID: id, Network: "n", MAC: mac.Draw(t, "own mac"), IPv4: netip.PrefixFrom(ip.Draw(t, "own ip"), 24), Sandbox: rapid.SampledFrom([]string{"", "/s/x"}).Draw(t, "sandbox")}
+		}
+		v := View{Host: "self", VTEP: netip.MustParseAddr("192.0.2.100"), Port: 8475, MTU: 1500}
+		for i := range rapid.IntRange(0, 4).Draw(t, "hosts") {
+			s := cluster.Stream{Owner: cluster.HostID(fmt.Sprint("h", i)), Info: cluster.HostInfo{VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})}, Records: map[cluster.RecordKey]cluster.Record{}}
+			for j := range rapid.IntRange(0, 4).Draw(t, "records") {
+				r := cluster.Record{Network: uint32(rapid.IntRange(1, 2).Draw(t, "network")), Endpoint: cluster.EndpointIDOf(fmt.Sprint("e", i, j)), MAC: mac.Draw(t, "remote mac"), IPv4: ip.Draw(t, "remote ip"), Lease4: rapid.Uint64Range(0, 3).Draw(t, "lease")}
+				s.Records[r.Key()] = r
+			}
+			v.Streams = append(v.Streams, s)
+		}
+		d := Plan(in, v)
+		own := map[string]bool{}
+		for _, e := range in.Endpoints {
+			own[e.MAC.String()], own[e.IPv4.Addr().String()] = true, true
+		}
+		for k, o := range d.State {
+			switch o := o.(type) {
+			case kernel.FDB:
+				if own[o.MAC.String()] {
+					t.Fatalf("own MAC is remote: %s", o)
+				}
+			case kernel.Neigh:
+				if own[o.IP.String()] {
+					t.Fatalf("own address is remote: %s", o)
+				}
+				f, ok := d.State[kernel.FDB{Dev: k.Dev, MAC: o.MAC}.Key()].(kernel.FDB)
+				if !ok {
+					t.Fatalf("neighbour leads nowhere: %s", o)
+				}
+				if o.IP.IsLinkLocalUnicast() {
+					continue
+				}
+				for _, s := range v.Streams {
+					for _, r := range s.Records {
+						if r.Network == 1 && r.IPv4 == o.IP && r.MAC == o.MAC && s.Info.VTEP == f.Dst {
+							ok = false
+						}
+					}
+				}
+				if ok {
+					t.Fatalf("%s and %s come from no single host", o, f)
+				}
+			}
+		}
+		shuffled := v
+		shuffled.Streams = slices.Clone(v.Streams)
+		rand.Shuffle(len(shuffled.Streams), func(i, j int) {
+			shuffled.Streams[i], shuffled.Streams[j] = shuffled.Streams[j], shuffled.Streams[i]
+		})
+		if diff := gocmp.Diff(render(d), render(Plan(in, shuffled))); diff != "" {
+			t.Fatalf("the order of streams matters:\n%s", diff)
+		}
+	})
+}
+
+// BenchmarkPlanDiff is one pass without the kernel: one network with 10,000
+// remote endpoints, in place already (still) or all new (fresh).
+func BenchmarkPlanDiff(b *testing.B) {
+	in, v := large(1, 10_000)
+	want := Plan(in, v).State
+	for name, have := range map[string]kernel.State{"still": want, "fresh": {}} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				ops := kernel.Diff(have, Plan(in, v).State, kernel.Options{})
+				if name == "still" && len(ops) > 0 {
+					b.Fatalf("%d operations for nothing", len(ops))
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkPlan100Networks is a plan of 100 networks and 10,000 records.
+func BenchmarkPlan100Networks(b *testing.B) {
+	in, v := large(100, 100)
+	b.ReportAllocs()
+	for b.Loop() {
+		Plan(in, v)
+	}
+}
+
+// large makes networks with records of remote endpoints on 20 hosts in each,
+// and 10 endpoints of this host.
+func large(networks, records int) (*Intent, View) {
+	in := &Intent{Networks: map[string]Network{}, Endpoints: map[string]Endpoint{}}
+	v := View{Host: "self", VTEP: netip.MustParseAddr("192.0.2.100"), Port: 8475, MTU: 1500}
+	for h := range 20 {
+		s := cluster.Stream{Owner: cluster.HostID(fmt.Sprint("h", h)), Info: cluster.HostInfo{VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(h)})}, Records: map[cluster.RecordKey]cluster.Record{}}
+		v.Members = append(v.Members, cluster.Member{ID: s.Owner, State: cluster.Alive, Info: s.Info})
+		v.Streams = append(v.Streams, s)
+	}
+	for n := range networks {
+		id := fmt.Sprint("n", n)
+		in.Networks[id] = Network{ID: id, Cluster: uint32(n + 1), Def: cluster.Definition{Mode: "vxlan", VNI: uint32(4097 + n)}, Pools: []cluster.PoolKey{{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n), 0, 0}), 16)}}}
+		for i := range 10 {
+			e := Endpoint{ID: fmt.Sprint("own", n, ".", i), Network: id, MAC: cluster.MAC{2, 1, byte(n), 5: byte(i)}, IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n), 255, byte(i)}), 16), Sandbox: "/s"}
+			in.Endpoints[e.ID] = e
+		}
+		for i := range records {
+			r := cluster.Record{Network: uint32(n + 1), Endpoint: cluster.EndpointIDOf(fmt.Sprint("remote", n, ".", i)), MAC: cluster.MAC{2, 2, byte(n), 4: byte(i >> 8), 5: byte(i)}, IPv4: netip.AddrFrom4([4]byte{10, byte(n), byte(i >> 8), byte(i)})}
+			v.Streams[i%20].Records[r.Key()] = r
+		}
+	}
+	return in, v
+}
