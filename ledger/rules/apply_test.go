@@ -235,6 +235,29 @@ func TestRequestsAreDoneOnce(t *testing.T) {
 	}
 }
 
+func TestANewSessionCountsFromOne(t *testing.T) {
+	l := newLog(t, "a")
+	l.requests["a"] = 500
+	l.must("a", attach("10.1.0.0/16"))
+	l.hello("a")
+	l.requests["a"] = 0
+	l.must("a", grant("10.1.0.0/16", 8))
+}
+
+func TestReservedAddressesStaySorted(t *testing.T) {
+	l := newLog(t, "a")
+	l.must("a", attach("10.1.0.0/24"))
+	for _, last := range []int{9, 7, 8, 5, 6, 3, 4, 2, 10, 1} {
+		l.must("a", reserve("10.1.0.0/24", fmt.Sprint("10.1.0.", last)))
+		l.must("a", reserve("10.1.0.0/24", fmt.Sprint("10.1.0.", last)))
+	}
+	if got := len(l.r.Pools[pool("10.1.0.0/24")].Reserved); got != 10 {
+		t.Errorf("%d reserved", got)
+	}
+	l.refused("a", exact("10.1.0.0/24", "10.1.0.4"), cluster.Held, "reserved")
+	l.refused("a", reserve("10.1.0.0/24", "10.2.0.4"), cluster.OutOfRange)
+}
+
 func TestPoolsOverlap(t *testing.T) {
 	l := newLog(t, "a", "b", "c")
 	l.must("a", attach("10.1.0.0/16"))
