@@ -19,9 +19,6 @@ type Options struct {
 	// wrong without the cluster, such as a neighbour whose address is now an
 	// endpoint of this host. nil: none.
 	Stale func(Object) bool
-	// KeepLinks keeps links that nobody wants, and all that stands on them: for
-	// a caller whose own plan is not complete yet.
-	KeepLinks bool
 }
 
 // Diff computes the operations that turn have into want, in an order in which
@@ -45,7 +42,7 @@ func Diff(have, want State, o Options) []Op {
 	if o.KeepRemote {
 		want = withRemote(have, want, o.Stale)
 	}
-	early := displaced(have, want, o)
+	early := displaced(have, want)
 	base := without(have, want, early)
 
 	var add, remove ops
@@ -77,15 +74,8 @@ func Diff(have, want State, o Options) []Op {
 		if _, ok := want[k]; ok {
 			continue
 		}
-		if dev := k.Dev; k.Type != "link" && has(base, dev) {
-			// Of a link that stays because of KeepLinks, all stays; of one that
-			// goes, the entries go with it, but the guard does not.
-			doomed := !has(want, dev)
-			if doomed && (o.KeepLinks || k.Type != "guard") {
-				continue
-			}
-		} else if k.Type == "link" && o.KeepLinks {
-			continue
+		if (k.Type == "fdb" || k.Type == "neigh") && has(base, k.Dev) && !has(want, k.Dev) {
+			continue // it goes with its link
 		}
 		remove.append(Op{Remove, h})
 	}
@@ -132,7 +122,7 @@ func withRemote(have, want State, stale func(Object) bool) State {
 
 // displaced lists the links of have that must go before anything is added,
 // children before their parents.
-func displaced(have, want State, o Options) []Link {
+func displaced(have, want State) []Link {
 	type vni struct {
 		id   uint32
 		port uint16
@@ -178,7 +168,7 @@ func displaced(have, want State, o Options) []Link {
 		w, wanted := want[k].(Link)
 		switch {
 		case wanted && w.Standing == HandedOver:
-		case wanted && !changeable(l, w), !wanted && !o.KeepLinks && inTheWay(l):
+		case wanted && !changeable(l, w), !wanted && inTheWay(l):
 			out = append(out, l)
 		}
 	}

@@ -152,7 +152,6 @@ del guard drop-input dev is-v1
 		{"unsettled: what is known to be stale goes", stateOf(tunnel, remote, remote4), stateOf(tunnel), kernel.Options{KeepRemote: true, Stale: func(o kernel.Object) bool { return o == kernel.Object(remote4) }}, `
 del neigh 10.0.0.9 dev is-v1 lladdr 02:00:00:00:00:09
 `},
-		{"incomplete plan: links stay with all on them", stateOf(tunnel, remote, dropIn), stateOf(), kernel.Options{KeepLinks: true}, ``},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got, want := text(kernel.Diff(c.have, c.want, c.options)), strings.TrimPrefix(c.ops, "\n"); got != want {

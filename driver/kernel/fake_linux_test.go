@@ -45,6 +45,7 @@ func fewer(t *testing.T, checks string) {
 // The fake behaves as Linux does: the same operations and accidents leave the
 // same state in both.
 func TestLinuxAgreesWithFake(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t)
 	k := s.open()
 	ctx := context.Background()

@@ -47,7 +47,7 @@ const (
 
 // Key identifies an object in the kernel.
 type Key struct {
-	Type string // "link", "fdb", "neigh", "guard"; also the order of creation
+	Type string // "link", "fdb", "neigh", "guard"
 	Dev  string // link name
 	Sub  string // address, or empty
 }
@@ -190,8 +190,8 @@ func (s State) Put(objects ...Object) {
 	}
 }
 
-// CompareKeys orders keys so that parents come before children: links by
-// kind are ordered in Diff; guards stand before the links they guard.
+// CompareKeys orders keys by type, link and address, for printing. (The order
+// of dependency is Diff's.)
 func CompareKeys(a, b Key) int {
 	return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Dev, b.Dev), cmp.Compare(a.Sub, b.Sub))
 }

@@ -40,6 +40,7 @@ func handover(kind kernel.Kind, box *space) kernel.Handover {
 }
 
 func TestLinuxHandAndMend(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	for _, kind := range []kernel.Kind{kernel.Macvlan, kernel.Veth} {
 		t.Run(string(kind), func(t *testing.T) {
@@ -157,6 +158,7 @@ func checkMended(t *testing.T, box *space, name string) {
 // As in a managed plugin, /proc/sys is read-only for the whole process: the
 // test runs in a child with mounts of its own.
 func TestLinuxMendWithReadOnlyProc(t *testing.T) {
+	t.Parallel()
 	const marker = "ISTHMUS_TEST_CHILD"
 	if os.Getenv(marker) == "" {
 		child := exec.Command("/proc/self/exe", "-test.v", "-test.run=^"+t.Name()+"$")
@@ -195,6 +197,7 @@ func TestLinuxMendWithReadOnlyProc(t *testing.T) {
 }
 
 func TestLinuxNoSandbox(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t)
 	k := s.open()
 	file := filepath.Join(t.TempDir(), "0123456789ab")

@@ -3,6 +3,7 @@
 package kernel_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/cluster"
@@ -143,6 +145,7 @@ func resolution(f []byte) bool {
 }
 
 func TestLinuxTraffic(t *testing.T) {
+	t.Parallel()
 	for _, underlay := range []string{"192.0.2.", "fd99::"} {
 		for _, kind := range []kernel.Kind{kernel.Macvlan, kernel.Veth} {
 			t.Run(string(kind)+" "+underlay, func(t *testing.T) {
@@ -178,6 +181,7 @@ func TestLinuxTraffic(t *testing.T) {
 
 // Containers have IPv6 on a host that has none, with neighbours answered locally.
 func TestLinuxTrafficWithIPv6Off(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []kernel.Kind{kernel.Macvlan, kernel.Veth} {
 		t.Run(string(kind), func(t *testing.T) {
 			a, b := newNodes(t, kind, "192.0.2.", "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
@@ -191,6 +195,7 @@ func TestLinuxTrafficWithIPv6Off(t *testing.T) {
 }
 
 func TestLinuxTunnelFollowsLocal(t *testing.T) {
+	t.Parallel()
 	a, b := newNodes(t, kernel.Macvlan, "192.0.2.")
 	mustReach(t, a.box, containerB...)
 	a.sh("ip addr add 192.0.2.77/24 dev u0")
@@ -253,6 +258,7 @@ func routerAdvertisement() []byte {
 // while the container beside it gets it. Without the guards it would: each
 // frame is tried without them first.
 func TestLinuxGuards(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []kernel.Kind{kernel.Macvlan, kernel.Veth} {
 		t.Run(string(kind), func(t *testing.T) {
 			a, b := newNodes(t, kind, "192.0.2.")
@@ -341,6 +347,7 @@ func TestLinuxGuards(t *testing.T) {
 }
 
 func TestLinuxAnnounce(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []kernel.Kind{kernel.Macvlan, kernel.Veth} {
 		t.Run(string(kind), func(t *testing.T) {
 			a, b := newNodes(t, kind, "192.0.2.")
@@ -382,6 +389,7 @@ func TestLinuxAnnounce(t *testing.T) {
 
 // Docker's FORWARD policy DROP meets bridged frames where br_netfilter is on.
 func TestLinuxForwardDrop(t *testing.T) {
+	t.Parallel()
 	for _, chain := range []string{"DOCKER-USER", "FORWARD"} {
 		t.Run(chain, func(t *testing.T) {
 			a, _ := newNodes(t, kernel.Veth, "192.0.2.")
@@ -435,6 +443,7 @@ func TestLinuxForwardDrop(t *testing.T) {
 
 // The rule follows Docker: a chain that appears later is the right one.
 func TestLinuxForwardChainAppears(t *testing.T) {
+	t.Parallel()
 	s := newSpace(t)
 	k := s.open()
 	want := networks("192.0.2.1", "192.0.2.9")
@@ -451,5 +460,32 @@ func TestLinuxForwardChainAppears(t *testing.T) {
 		if n := strings.Count(s.sh("iptables-nft -S"), "is-b2 -o"); n != 1 {
 			t.Errorf("%d rules", n)
 		}
+	}
+}
+
+// Rules of iptables-legacy are out of reach: that is said once, with the remedy.
+func TestLinuxForwardLegacy(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	s.sh("iptables-legacy -N DOCKER-USER; iptables-legacy -P FORWARD DROP")
+	log := logrus.New()
+	var out bytes.Buffer
+	log.SetOutput(&out)
+	var k *kernel.Linux
+	err := s.in(func() (err error) {
+		k, err = kernel.Open(kernel.Config{Log: log})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	want := networks("192.0.2.1", "192.0.2.9")
+	apply(t, k, want)
+	apply(t, k, stateOf())
+	apply(t, k, want)
+	contains(t, out.String(), "iptables-legacy -I DOCKER-USER -i is-b2 -o is-b2 -j ACCEPT")
+	if n := strings.Count(out.String(), "level=warning"); n != 1 {
+		t.Errorf("%d warnings: %s", n, out.String())
 	}
 }
