@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -93,6 +94,7 @@ var (
 	bucketGossip = []byte("gossip")
 	bucketHosts  = []byte("hosts") // within bucketGossip: host id, host as JSON
 	keyEpoch     = []byte("epoch")
+	keyCluster   = []byte("cluster") // that the hosts belong to
 )
 
 // load reads what earlier runs left, and begins the next epoch.
@@ -142,12 +144,40 @@ func storeEpoch(db *bbolt.DB, epoch uint32) error {
 	return nil
 }
 
-// changes takes the entries that are not on disk yet, encoded.
+// swapCluster notes the cluster that the address book belongs to, and returns
+// the one noted before.
+func swapCluster(db *bbolt.DB, id cluster.ID) (was cluster.ID, err error) {
+	err = db.Update(func(tx *bbolt.Tx) error {
+		root := tx.Bucket(bucketGossip)
+		was = cluster.ID(root.Get(keyCluster))
+		return root.Put(keyCluster, []byte(id))
+	})
+	if err != nil {
+		return "", fmt.Errorf("write cluster of address book: %w", err)
+	}
+	return was, nil
+}
+
+// clear drops all hosts but those that were removed on purpose.
+func (b *book) clear() {
+	for id, h := range b.hosts {
+		if !h.Forgotten {
+			delete(b.hosts, id)
+			b.dirty[id] = true
+		}
+	}
+}
+
+// changes takes the entries that are not on disk yet, encoded; nil for those
+// that are gone.
 func (b *book) changes() map[cluster.HostID][]byte {
 	out := make(map[cluster.HostID][]byte, len(b.dirty))
 	for id := range b.dirty {
 		// A struct of strings, times and addresses always marshals.
-		out[id], _ = json.Marshal(b.hosts[id])
+		out[id] = nil
+		if h := b.hosts[id]; h != nil {
+			out[id], _ = json.Marshal(h)
+		}
 	}
 	clear(b.dirty)
 	return out
@@ -161,7 +191,11 @@ func storeHosts(db *bbolt.DB, hosts map[cluster.HostID][]byte) error {
 		bucket := tx.Bucket(bucketGossip).Bucket(bucketHosts)
 		var errs []error
 		for id, v := range hosts {
-			errs = append(errs, bucket.Put([]byte(id), v))
+			if v == nil {
+				errs = append(errs, bucket.Delete([]byte(id)))
+			} else {
+				errs = append(errs, bucket.Put([]byte(id), v))
+			}
 		}
 		return errors.Join(errs...)
 	})
@@ -169,4 +203,38 @@ func storeHosts(db *bbolt.DB, hosts map[cluster.HostID][]byte) error {
 		return fmt.Errorf("write address book: %w", err)
 	}
 	return nil
+}
+
+// keepBook writes the address book when it changes. A failed write is made up
+// for by the next: the entries stay dirty.
+func (c *Cluster) keepBook(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			c.mu.Lock()
+			for _, id := range c.alivePeers() {
+				c.book.meet(id).Seen = time.Now()
+			}
+			c.mu.Unlock()
+			c.saveBook()
+			return ctx.Err()
+		case <-c.save:
+		}
+		c.saveBook()
+		sleep(ctx, time.Second) // gathers what happens together
+	}
+}
+
+func (c *Cluster) saveBook() {
+	c.mu.Lock()
+	changes := c.book.changes()
+	c.mu.Unlock()
+	if err := storeHosts(c.cfg.DB, changes); err != nil {
+		c.log.WithError(err).Error("store address book")
+		c.mu.Lock()
+		for id := range changes {
+			c.book.dirty[id] = true
+		}
+		c.mu.Unlock()
+	}
 }

@@ -114,8 +114,8 @@ func open(cfg Config, n network, seed uint64) (*Cluster, error) {
 
 // Run takes part until ctx ends. Ending is no good-bye: others take this host
 // for failed after a while and keep its records.
-func (c *Cluster) Run(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
+func (c *Cluster) Run(caller context.Context) error {
+	g, ctx := errgroup.WithContext(caller)
 	g.Go(func() error { return c.acceptPackets(ctx) })
 	g.Go(func() error { return c.acceptStreams(ctx) })
 	g.Go(func() error { return c.answer(ctx) })
@@ -124,27 +124,34 @@ func (c *Cluster) Run(ctx context.Context) error {
 		for {
 			id, err := c.cfg.Cluster(ctx)
 			if err != nil {
-				return ended(ctx, "learn cluster", err)
+				return fmt.Errorf("learn cluster: %w", err)
+			}
+			if err := c.enter(id); err != nil {
+				return err
 			}
 			if err := c.stay(ctx, id); err != nil {
 				return err
 			}
-			c.move()
 		}
 	})
-	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
-		return fmt.Errorf("run gossip: %w", err)
+	err := g.Wait()
+	// The transport may end with the same context, and a moment earlier.
+	if caller.Err() != nil {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("run gossip: %w", err)
 }
 
-// move leaves what was heard in another cluster behind.
-func (c *Cluster) move() {
+// enter begins a stay. What was heard in another cluster, now or in an earlier
+// run, stays behind.
+func (c *Cluster) enter(id cluster.ID) error {
+	was, err := swapCluster(c.cfg.DB, id)
+	if err != nil || was == id || was == "" {
+		return err
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, h := range c.book.hosts {
-		h.alive = false
-	}
+	c.book.clear()
 	for owner := range c.table.streams {
 		if owner != c.cfg.ID {
 			c.table.drop(owner)
@@ -153,91 +160,9 @@ func (c *Cluster) move() {
 	clear(c.heard)
 	c.settled, c.trusted, c.exchanged = false, false, time.Time{}
 	c.countAlive()
+	signal(c.save)
 	c.changed()
-}
-
-// ended turns the error of a call that ctx cut short into ctx's own.
-func ended(ctx context.Context, verb string, err error) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	return fmt.Errorf("%s: %w", verb, err)
-}
-
-// acceptPackets hands datagrams to memberlist.
-func (c *Cluster) acceptPackets(ctx context.Context) error {
-	for {
-		var p transport.Packet
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case p = <-c.net.Packets():
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case c.packets <- &memberlist.Packet{Buf: p.Data, From: net.UDPAddrFromAddrPort(p.From), Timestamp: p.Time}:
-		}
-	}
-}
-
-// acceptStreams hands streams to memberlist.
-func (c *Cluster) acceptStreams(ctx context.Context) error {
-	l := c.net.Listener(transport.Gossip)
-	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			return ended(ctx, "accept membership stream", err)
-		}
-		c.mu.Lock()
-		refused := c.book.forgotten(conn.(peered).Peer())
-		c.mu.Unlock()
-		if refused {
-			_ = conn.Close()
-			continue
-		}
-		select {
-		case <-ctx.Done():
-			_ = conn.Close()
-			return ctx.Err()
-		case c.incoming <- conn:
-		}
-	}
-}
-
-// keepBook writes the address book when it changes. A failed write is made up
-// for by the next: the entries stay dirty.
-func (c *Cluster) keepBook(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			c.mu.Lock()
-			for _, id := range c.alivePeers() {
-				c.book.meet(id).Seen = time.Now()
-			}
-			c.mu.Unlock()
-			c.saveBook()
-			return ctx.Err()
-		case <-c.save:
-		}
-		c.saveBook()
-		sleep(ctx, time.Second) // gathers what happens together
-	}
-}
-
-func (c *Cluster) saveBook() {
-	c.mu.Lock()
-	changes := c.book.changes()
-	c.mu.Unlock()
-	if err := storeHosts(c.cfg.DB, changes); err != nil {
-		c.log.WithError(err).Error("store address book")
-		c.mu.Lock()
-		for id := range changes {
-			c.book.dirty[id] = true
-		}
-		c.mu.Unlock()
-	}
+	return nil
 }
 
 // Publish makes records the full set of what this host says of itself, beside
@@ -277,11 +202,10 @@ func (c *Cluster) infoNow() cluster.HostInfo {
 func (c *Cluster) restate() {
 	entries := entriesOf(c.info, c.records)
 	if c.leaving {
-		entries = entriesOf(c.info, nil)
-		entries[leftKey] = "1"
+		entries = append(entriesOf(c.info, nil), entry{leftKey, "1"})
 	}
-	entries[addressKey] = c.net.Addr().String()
-	if c.table.publish(entries) {
+	entries = append(entries, entry{addressKey, c.net.Addr().String()})
+	if c.table.publish(sorted(entries)) {
 		signal(c.published)
 	}
 }

@@ -3,12 +3,13 @@ package gossip
 import (
 	"context"
 	"net/netip"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/transport"
-	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -45,18 +46,22 @@ func (m *member) joinFirst() {
 	m.dice.shuffle(len(targets), func(i, j int) { targets[i], targets[j] = targets[j], targets[i] })
 
 	var joined atomic.Int32
-	var g errgroup.Group
-	g.SetLimit(dialsAtOnce)
-	for _, a := range targets {
-		g.Go(func() error {
-			if joined.Load() < seeds && m.join(a) {
-				joined.Add(1)
+	var wg sync.WaitGroup
+	next := make(chan netip.AddrPort)
+	for range dialsAtOnce {
+		wg.Go(func() {
+			for a := range next {
+				if joined.Load() < seeds && m.join(a) {
+					joined.Add(1)
+				}
 			}
-			return nil
 		})
 	}
-	// The goroutines return nil.
-	_ = g.Wait()
+	for _, a := range targets {
+		next <- a
+	}
+	close(next)
+	wg.Wait()
 	if m.ctx.Err() != nil {
 		return
 	}
@@ -97,32 +102,31 @@ func (m *member) joinTargets() ([]netip.AddrPort, bool) {
 	return out, err == nil
 }
 
-// redial tries one absent host and one entry of JOIN.
+// redial tries one absent host and one entry of JOIN. All addresses at once:
+// which one is right may have changed, and a dial into the void takes its time,
+// as does the look-up of a name.
 func (m *member) redial() {
 	m.mu.Lock()
 	absent, ok := of(m.dice, m.book.list(func(h *host) bool { return h.awaited() && !h.alive && len(h.Addresses) > 0 }))
 	var addrs []netip.AddrPort
 	if ok {
-		addrs = append(addrs, m.book.hosts[absent].Addresses...)
+		addrs = slices.Clone(m.book.hosts[absent].Addresses)
 	}
 	m.mu.Unlock()
 
-	// All addresses at once: which one is right may have changed, and a dial
-	// into the void takes its time.
-	targets, resolved := m.joinTargets()
-	if a, ok := of(m.dice, targets); ok {
-		addrs = append(addrs, a)
-	} else if resolved {
-		m.settleAlone()
-	}
-	var g errgroup.Group
+	var wg sync.WaitGroup
 	for _, a := range addrs {
-		g.Go(func() error {
-			m.join(a)
-			return nil
-		})
+		wg.Go(func() { m.join(a) })
 	}
-	_ = g.Wait()
+	wg.Go(func() {
+		targets, resolved := m.joinTargets()
+		if a, ok := of(m.dice, targets); ok {
+			m.join(a)
+		} else if resolved {
+			m.settleAlone()
+		}
+	})
+	wg.Wait()
 }
 
 // join exchanges membership with whoever answers at an address, twice if need

@@ -2,10 +2,12 @@ package gossip
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"time"
 
+	"github.com/hashicorp/memberlist"
 	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/transport"
 )
@@ -43,4 +45,46 @@ func (r real) Dial(ctx context.Context, to netip.AddrPort, p transport.Protocol)
 		return nil, err
 	}
 	return conn, nil
+}
+
+// acceptPackets hands datagrams to memberlist.
+func (c *Cluster) acceptPackets(ctx context.Context) error {
+	for {
+		var p transport.Packet
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case p = <-c.net.Packets():
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case c.packets <- &memberlist.Packet{Buf: p.Data, From: net.UDPAddrFromAddrPort(p.From), Timestamp: p.Time}:
+		}
+	}
+}
+
+// acceptStreams hands streams to memberlist.
+func (c *Cluster) acceptStreams(ctx context.Context) error {
+	l := c.net.Listener(transport.Gossip)
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return fmt.Errorf("accept membership stream: %w", err)
+		}
+		c.mu.Lock()
+		refused := c.book.forgotten(conn.(peered).Peer())
+		c.mu.Unlock()
+		if refused {
+			_ = conn.Close()
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			_ = conn.Close()
+			return ctx.Err()
+		case c.incoming <- conn:
+		}
+	}
 }

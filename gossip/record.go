@@ -3,7 +3,9 @@ package gossip
 import (
 	"encoding/binary"
 	"encoding/json"
+	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/isthmus-net/isthmus/cluster"
 )
@@ -23,16 +25,23 @@ const (
 	maxName  = 255
 )
 
-// entriesOf makes the entries of a stream.
-func entriesOf(info cluster.HostInfo, records []cluster.Record) map[string]string {
-	entries := make(map[string]string, len(records)+1)
+// entriesOf makes the entries of a stream, by key. Of two records with one key
+// the later one counts.
+func entriesOf(info cluster.HostInfo, records []cluster.Record) []entry {
+	entries := make([]entry, 0, len(records)+3)
+	for _, r := range records {
+		entries = append(entries, entry{keyOf(r.Key()), encodeRecord(r)})
+	}
 	// A struct of strings, numbers and an address always marshals.
 	b, _ := json.Marshal(info)
-	entries[infoKey] = string(b)
-	for _, r := range records {
-		entries[keyOf(r.Key())] = encodeRecord(r)
-	}
-	return entries
+	return sorted(append(entries, entry{infoKey, string(b)}))
+}
+
+// sorted puts entries in order, the last one of each key.
+func sorted(entries []entry) []entry {
+	slices.Reverse(entries)
+	slices.SortStableFunc(entries, byKey)
+	return slices.CompactFunc(entries, func(a, b entry) bool { return a.key == b.key })
 }
 
 func keyOf(k cluster.RecordKey) string {
@@ -59,13 +68,19 @@ func appendAddr(b []byte, a netip.Addr) []byte {
 	return append(append(b, byte(len(s))), s...)
 }
 
-// decodeRecord reports false for an entry that is no record, or a broken one.
-func decodeRecord(key, value string) (cluster.Record, bool) {
+// recordKeyOf reports false for the key of an entry that is no record.
+func recordKeyOf(key string) (k cluster.RecordKey, ok bool) {
 	if len(key) != 21 || key[0] != recordKind {
-		return cluster.Record{}, false
+		return k, false
 	}
-	r := cluster.Record{Network: binary.BigEndian.Uint32([]byte(key[1:5]))}
-	copy(r.Endpoint[:], key[5:])
+	k.Network = binary.BigEndian.Uint32([]byte(key[1:5]))
+	copy(k.Endpoint[:], key[5:])
+	return k, true
+}
+
+// decodeRecord reports false for a value that is none.
+func decodeRecord(k cluster.RecordKey, value string) (cluster.Record, bool) {
+	r := cluster.Record{Network: k.Network, Endpoint: k.Endpoint}
 	d := decoder{b: []byte(value)}
 	copy(r.MAC[:], d.bytes(6))
 	r.IPv4 = d.addr()
@@ -76,19 +91,23 @@ func decodeRecord(key, value string) (cluster.Record, bool) {
 	return r, !d.failed
 }
 
-// viewOf decodes the entries of a stream. Broken ones are left out: their
-// owner signed them, and nobody else can mend them.
-func viewOf(owner cluster.HostID, v version, entries []entry) cluster.Stream {
-	s := cluster.Stream{
-		Owner: owner, Epoch: v.epoch, Seq: v.seq,
-		Records: make(map[cluster.RecordKey]cluster.Record, len(entries)),
+// viewOf decodes entries on top of an earlier view. Broken ones are left out:
+// their owner signed them, and nobody else can mend them.
+func viewOf(owner cluster.HostID, v version, was cluster.Stream, changes []entry) cluster.Stream {
+	s := cluster.Stream{Owner: owner, Epoch: v.epoch, Seq: v.seq, Info: was.Info, Records: maps.Clone(was.Records)}
+	if s.Records == nil {
+		s.Records = make(map[cluster.RecordKey]cluster.Record, len(changes))
 	}
-	for _, e := range entries {
+	for _, e := range changes {
 		if e.key == infoKey {
 			// What does not parse leaves the zero value.
+			s.Info = cluster.HostInfo{}
 			_ = json.Unmarshal([]byte(e.value), &s.Info)
-		} else if r, ok := decodeRecord(e.key, e.value); ok {
-			s.Records[r.Key()] = r
+		} else if k, ok := recordKeyOf(e.key); ok {
+			delete(s.Records, k)
+			if r, ok := decodeRecord(k, e.value); ok {
+				s.Records[k] = r
+			}
 		}
 	}
 	return s

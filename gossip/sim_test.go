@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -461,6 +462,17 @@ func TestHostMovesToAnotherCluster(t *testing.T) {
 		time.Sleep(20 * time.Second)
 		id = simCluster
 		s.await(30*time.Second, "host is in the other cluster", func() bool { return s.agree(all(2)) })
+		// Its earlier company is not missed, after a restart neither.
+		time.Sleep(2 * time.Second)
+		s.kill(0)
+		time.Sleep(time.Minute)
+		s.kill(1)
+		id = "00000000000000c3"
+		s.start(1, nil, inCluster(func() cluster.ID { return id })).Publish(nil)
+		s.await(2*time.Second, "a lone host settles", s.hosts[1].Settled)
+		if got := s.hosts[1].Members(); len(got) != 1 {
+			s.Errorf("in a new cluster it has members %v", got)
+		}
 	})
 }
 
@@ -605,5 +617,38 @@ func TestInfoTravels(t *testing.T) {
 		s.hosts[0].SetInfo(cluster.HostInfo{Name: "host000", VTEP: addrOf(0).Addr(), MTU: 9000, Version: "2"})
 		s.await(time.Second, "info arrives", func() bool { return s.hosts[1].Members()[0].Info.MTU == 9000 })
 		<-sub
+	})
+}
+
+var burstHosts = flag.Int("hosts", 30, "hosts in TestBurst; 100 for the figure to publish")
+
+// The measure of the design: 100 records of each host, all published at once.
+// The network has delay and no other limit, so this is a floor.
+func TestBurst(t *testing.T) {
+	simulate(t, func(s *sim) {
+		n, each := *burstHosts, 100
+		for i := range n {
+			s.start(i, []int{0, 1, 2}).Publish(nil)
+		}
+		joined := s.await(2*time.Minute, "all hosts join", func() bool { return s.agree(all(n)) })
+		time.Sleep(10 * time.Second)
+		s.reset()
+		for i, h := range s.hosts {
+			h.Publish(recordsOf(1, i*each, (i+1)*each))
+		}
+		took := s.await(10*time.Second, "all records everywhere", func() bool { return s.agree(all(n)) })
+		s.Logf("%d hosts joined after %v; %d records everywhere after %v; per host %d kB in %d datagrams, %d kB in %d streams",
+			n, joined, n*each, took, s.datagramBytes/n/1000, s.datagrams/n, s.streamBytes/n/1000, s.streams/n)
+		if took > 3*time.Second {
+			s.Errorf("took %v, want at most 3s", took)
+		}
+		time.Sleep(10 * time.Second)
+		s.reset()
+		time.Sleep(20 * time.Second)
+		idle := (s.datagramBytes + s.streamBytes) / n / 20
+		s.Logf("idle: %d B/s per host", idle)
+		if idle > 2000 {
+			s.Errorf("an idle host sends %d B/s, want at most 2000", idle)
+		}
 	})
 }

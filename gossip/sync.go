@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -170,7 +171,7 @@ func (c *Cluster) answer(ctx context.Context) error {
 		conn, err := l.Accept()
 		if err != nil {
 			_ = g.Wait() // the goroutines return nil
-			return ended(ctx, "accept record exchange", err)
+			return fmt.Errorf("accept record exchange: %w", err)
 		}
 		// One too many waits no longer than the others take; callers back off.
 		g.Go(func() error {

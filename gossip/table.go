@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
-	"maps"
 	"slices"
 
 	"github.com/isthmus-net/isthmus/cluster"
@@ -94,7 +93,7 @@ type stream struct {
 	entries []entry // by key
 	log     []entry // the newest changes; log[i] led to seq floor+1+i
 	floor   uint64
-	view    cluster.Stream // entries, decoded
+	view    cluster.Stream // entries, decoded; not of the own stream
 }
 
 // get returns the value of an entry, empty if there is none.
@@ -134,7 +133,6 @@ func newTable(identity ed25519.PrivateKey, epoch uint32) *table {
 }
 
 func (t *table) put(owner cluster.HostID, s *stream) {
-	s.view = viewOf(owner, s.version, s.entries)
 	t.streams[owner] = s
 	delete(t.forked, owner)
 	t.stale = true
@@ -149,34 +147,18 @@ func (t *table) drop(owner cluster.HostID) bool {
 	return ok
 }
 
-// publish makes the own stream hold exactly these entries, and reports whether
-// that changed it. The first version of an epoch has no history.
-func (t *table) publish(entries map[string]string) bool {
+// publish makes the own stream hold exactly these entries, given by key, and
+// reports whether that changed it. The first version of an epoch has no
+// history.
+func (t *table) publish(entries []entry) bool {
 	own := t.streams[t.self]
-	next := &stream{}
-	if own == nil || own.epoch != t.epoch {
-		for _, k := range slices.Sorted(maps.Keys(entries)) {
-			next.entries = append(next.entries, entry{k, entries[k]})
-		}
-		next.seq, next.floor = 1, 1
-	} else {
-		var ops []entry
-		have := make(map[string]string, len(own.entries))
-		for _, e := range own.entries {
-			have[e.key] = e.value
-			if _, ok := entries[e.key]; !ok {
-				ops = append(ops, entry{key: e.key})
-			}
-		}
-		for k, v := range entries {
-			if have[k] != v {
-				ops = append(ops, entry{k, v})
-			}
-		}
+	next := &stream{entries: entries, floor: 1}
+	next.seq = 1
+	if own != nil && own.epoch == t.epoch {
+		ops := difference(own.entries, entries)
 		if len(ops) == 0 {
 			return false
 		}
-		slices.SortFunc(ops, byKey)
 		next = own.with(ops)
 	}
 	next.epoch = t.epoch
@@ -185,6 +167,27 @@ func (t *table) publish(entries map[string]string) bool {
 	next.sig = ed25519.Sign(t.identity, next.signed())
 	t.put(t.self, next)
 	return true
+}
+
+// difference lists the changes that lead from one set of entries to another,
+// both by key.
+func difference(from, to []entry) (ops []entry) {
+	for len(from) > 0 || len(to) > 0 {
+		switch {
+		case len(to) == 0 || len(from) > 0 && from[0].key < to[0].key:
+			ops = append(ops, entry{key: from[0].key})
+			from = from[1:]
+		case len(from) == 0 || to[0].key < from[0].key:
+			ops = append(ops, to[0])
+			to = to[1:]
+		default:
+			if from[0].value != to[0].value {
+				ops = append(ops, to[0])
+			}
+			from, to = from[1:], to[1:]
+		}
+	}
+	return ops
 }
 
 // with applies changes; the caller fills in the head.
@@ -200,45 +203,35 @@ func (s *stream) with(ops []entry) *stream {
 	return next
 }
 
-// patch merges changes into sorted entries. Of several changes of one key the
+// patch merges changes into entries by key. Of several changes of one key the
 // last one counts.
 func patch(entries, ops []entry) []entry {
-	last := make(map[string]string, len(ops))
-	for _, o := range ops {
-		last[o.key] = o.value
-	}
-	out := make([]entry, 0, len(entries)+len(last))
-	changes := slices.Sorted(maps.Keys(last))
-	change := func(k string) {
-		if v := last[k]; v != "" {
-			out = append(out, entry{k, v})
+	out := make([]entry, 0, len(entries)+len(ops))
+	for _, o := range sorted(slices.Clone(ops)) {
+		for len(entries) > 0 && entries[0].key < o.key {
+			out = append(out, entries[0])
+			entries = entries[1:]
+		}
+		if len(entries) > 0 && entries[0].key == o.key {
+			entries = entries[1:]
+		}
+		if o.value != "" {
+			out = append(out, o)
 		}
 	}
-	for _, e := range entries {
-		for len(changes) > 0 && changes[0] < e.key {
-			change(changes[0])
-			changes = changes[1:]
-		}
-		if len(changes) > 0 && changes[0] == e.key {
-			change(e.key)
-			changes = changes[1:]
-			continue
-		}
-		out = append(out, e)
-	}
-	for _, k := range changes {
-		change(k)
-	}
-	return out
+	return append(out, entries...)
 }
 
 func hashOf(entries []entry) [32]byte {
 	h := sha256.New()
-	var b []byte
+	b := make([]byte, 0, 8192)
 	for _, e := range entries {
-		b = appendText(appendText(b[:0], e.key), e.value)
-		h.Write(b)
+		if b = appendText(appendText(b, e.key), e.value); len(b) > 4096 {
+			h.Write(b)
+			b = b[:0]
+		}
 	}
+	h.Write(b)
 	return [32]byte(h.Sum(nil))
 }
 
@@ -261,11 +254,14 @@ func (t *table) merge(u update) (bool, error) {
 		return false, nil
 	}
 	next := &stream{entries: u.ops, floor: u.seq}
+	var was cluster.Stream
+	changes := u.ops
 	if !u.full {
 		if have == nil || have.epoch != u.epoch || have.seq < u.from || u.seq-u.from != uint64(len(u.ops)) {
 			return false, errGap
 		}
-		next = have.with(u.ops[have.seq-u.from:])
+		was, changes = have.view, u.ops[have.seq-u.from:]
+		next = have.with(changes)
 	} else if !slices.IsSortedFunc(u.ops, byKey) {
 		return false, errDiverged
 	}
@@ -274,6 +270,7 @@ func (t *table) merge(u update) (bool, error) {
 		t.forked[owner] = true
 		return false, errDiverged
 	}
+	next.view = viewOf(owner, next.version, was, changes)
 	t.put(owner, next)
 	return true, nil
 }
@@ -289,11 +286,7 @@ func (t *table) raise(epoch uint32) {
 	if own == nil {
 		return
 	}
-	entries := make(map[string]string, len(own.entries))
-	for _, e := range own.entries {
-		entries[e.key] = e.value
-	}
-	t.publish(entries)
+	t.publish(own.entries)
 }
 
 // root is one hash over all streams.
