@@ -21,8 +21,9 @@ type Config struct {
 	IPv6Underlay bool `json:"ipv6Underlay,omitempty"`
 	// MTU of every underlay link in bytes.
 	MTU int `json:"mtu"`
-	// Engine is empty for docker.io as installed on the machine, or the name of
-	// the Debian release that it is taken from, such as trixie or sid.
+	// Engine is empty for docker.io as installed on the machine, the name of
+	// the Debian release that it is taken from, such as trixie or sid, or moby
+	// for the newest version, built from source.
 	Engine string `json:"engine,omitempty"`
 	// Detached labs stay up when the process that made them ends.
 	Detached bool `json:"detached,omitempty"`
@@ -43,8 +44,6 @@ func (c Config) checked() (Config, error) {
 		c.Progress = func(string) {}
 	}
 	switch {
-	case os.Geteuid() != 0:
-		return c, errors.New("make lab: need root, for namespaces and mounts")
 	case c.ID != "" && !idPattern.MatchString(c.ID):
 		return c, fmt.Errorf("make lab: id %q: use up to 31 of a-z, 0-9 and -", c.ID)
 	case c.Hosts < 1 || c.Hosts > 200:
@@ -52,7 +51,9 @@ func (c Config) checked() (Config, error) {
 	case c.MTU < 1280 || c.MTU > 65535:
 		return c, fmt.Errorf("make lab: MTU %d: use 1280 to 65535", c.MTU)
 	case c.Engine != "" && !idPattern.MatchString(c.Engine):
-		return c, fmt.Errorf("make lab: engine %q: use the name of a Debian release", c.Engine)
+		return c, fmt.Errorf("make lab: engine %q: use the name of a Debian release, or moby", c.Engine)
+	case os.Geteuid() != 0:
+		return c, errors.New("make lab: need root, for namespaces and mounts")
 	}
 	return c, nil
 }

@@ -100,8 +100,11 @@ func (h *Host) importImage(ctx context.Context, image []byte) error {
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK || bytes.Contains(body, []byte(`"error"`)) {
-		return fmt.Errorf("import image on %s: %s: %s %w", h.Name, resp.Status, body, err)
+	if err != nil {
+		return fmt.Errorf("import image on %s: %w", h.Name, err)
+	}
+	if resp.StatusCode != http.StatusOK || bytes.Contains(body, []byte(`"error"`)) {
+		return fmt.Errorf("import image on %s: %s: %s", h.Name, resp.Status, body)
 	}
 	return nil
 }

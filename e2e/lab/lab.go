@@ -110,6 +110,7 @@ func (l *Lab) up(ctx context.Context) error {
 		return err
 	}
 	l.config.Progress(fmt.Sprintf("starting %d hosts and their engines", len(l.hosts)))
+	l.state.Tree = tree
 	g, gctx := errgroup.WithContext(ctx)
 	for _, h := range l.hosts {
 		h.lower = tree
@@ -141,16 +142,20 @@ func Attach(id string) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !s.Config.Detached || !s.live() {
-		return nil, fmt.Errorf("attach to lab %q: it ends with process %d, which made it", id, s.Owner.Pid)
+	switch {
+	case !s.live():
+		return nil, fmt.Errorf("attach to lab %q: it has ended; `lab sweep` removes what is left of it", id)
+	case !s.Config.Detached:
+		return nil, fmt.Errorf("attach to lab %q: it belongs to process %d, and ends with that", id, s.Owner.Pid)
+	case !s.Made:
+		return nil, fmt.Errorf("attach to lab %q: process %d is still making it", id, s.Owner.Pid)
 	}
 	s.Config.Progress = func(string) {}
 	l := assemble(s)
-	tree, err := engineTree(context.Background(), s.Config.Engine, s.Config.Progress)
 	for _, h := range l.hosts {
-		h.lower = tree
+		h.lower = s.Tree
 	}
-	return l, err
+	return l, nil
 }
 
 // Down ends every process of the lab and removes its disks.

@@ -153,7 +153,9 @@ func (n *node) running(pid int) bool {
 	return err == nil
 }
 
-// Path is where the machine finds a file of the host, while that is up.
+// Path is where the machine finds a file of the host, while that is up. Write
+// /run, not /var/run: an absolute symbolic link on the way leads to the
+// machine's own file.
 func (n *node) Path(file string) string {
 	return fmt.Sprintf("/proc/%d/root%s", n.pid().Pid, file)
 }

@@ -192,15 +192,16 @@ func (h *Host) fdbLines(ctx context.Context) ([]string, error) {
 	}, "bridge", "-j", "fdb", "show")
 }
 
-// nftLines names table and chain on each line, since lines are sorted.
 func (h *Host) nftLines(ctx context.Context) ([]string, error) {
 	args := []string{"nft", "-s", "list", "ruleset"}
 	out, err := h.run(h.tool(ctx, args...), args)
-	if err != nil {
-		return nil, err
-	}
+	return flattenRuleset(out), err
+}
+
+// flattenRuleset names table and chain on each line, since lines are sorted.
+func flattenRuleset(ruleset string) []string {
 	var lines, scope []string
-	for text := range strings.Lines(out) {
+	for text := range strings.Lines(ruleset) {
 		text = strings.TrimSpace(text)
 		switch {
 		case text == "":
@@ -213,7 +214,7 @@ func (h *Host) nftLines(ctx context.Context) ([]string, error) {
 			lines = append(lines, "nft "+strings.Join(scope, " ")+": "+text)
 		}
 	}
-	return lines, nil
+	return lines
 }
 
 // sysctlLines leaves out devices that Docker makes and removes.

@@ -11,12 +11,15 @@ import (
 	"sort"
 	"syscall"
 	"time"
+
+	"github.com/isthmus-net/isthmus/e2e/lab/boot"
 )
 
 // state is what another process needs to know of a lab.
 type state struct {
 	Config Config             `json:"config"`
 	Dir    string             `json:"dir"`   // the disks
+	Tree   string             `json:"tree"`  // what the hosts' disks lie on
 	Owner  process            `json:"owner"` // who ends it; for a detached lab, who is making it
 	Made   bool               `json:"made"`
 	Since  time.Time          `json:"since"`
@@ -159,6 +162,18 @@ func remove(ctx context.Context, id string, s state) error {
 	for name, first := range s.Nodes {
 		if err := first.kill(ctx); err != nil {
 			return fmt.Errorf("end %s of lab %s: %w", name, id, err)
+		}
+	}
+	// A maker that was killed may have booted a host that it had not noted yet.
+	pids, err := boot.CgroupProcesses(cgroupPath(id))
+	if err != nil {
+		return fmt.Errorf("remove lab %s: %w", id, err)
+	}
+	for _, pid := range pids {
+		if p, err := processOf(pid); err == nil {
+			if err := p.kill(ctx); err != nil {
+				return fmt.Errorf("remove lab %s: %w", id, err)
+			}
 		}
 	}
 	if err := removeCgroups(ctx, cgroupPath(id)); err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -115,24 +116,57 @@ func enter(args []string) error {
 // RemoveCgroups removes the group path and all below it from every hierarchy.
 // Its processes must have ended.
 func RemoveCgroups(path string) error {
-	list, err := cgroupMounts()
+	dirs, err := groups(path)
 	if err != nil {
 		return err
 	}
 	var errs []error
+	for _, dir := range slices.Backward(dirs) {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// CgroupProcesses lists the processes in the group path and all below it, as
+// the machine numbers them.
+func CgroupProcesses(path string) ([]int, error) {
+	dirs, err := groups(path)
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, dir := range dirs {
+		b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if err != nil {
+			continue // removed meanwhile
+		}
+		for field := range strings.FieldsSeq(string(b)) {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	slices.Sort(pids)
+	return slices.Compact(pids), nil
+}
+
+// groups lists the directories of the group path in all hierarchies, each
+// before those in it.
+func groups(path string) ([]string, error) {
+	list, err := cgroupMounts()
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
 	for _, c := range list {
-		var dirs []string
 		filepath.WalkDir(filepath.Join(c.dir, path), func(dir string, e fs.DirEntry, err error) error {
 			if err == nil && e.IsDir() {
 				dirs = append(dirs, dir)
 			}
 			return nil
 		})
-		for _, dir := range slices.Backward(dirs) {
-			if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
-			}
-		}
 	}
-	return errors.Join(errs...)
+	return dirs, nil
 }
