@@ -25,7 +25,6 @@ var mayImport = map[string][]string{
 	"driver/kernel": {"cluster"},
 	"plugin":        {"cluster", "transport", "gossip", "ledger", "ipam", "driver", "driver/kernel"},
 	"e2e":           {"cluster"},
-	"scripts":       {"e2e/lab"},
 }
 
 // TestImports holds the rule for all files, tests excepted from the part of it

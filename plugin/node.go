@@ -302,7 +302,7 @@ func (n *node) feedAddresses(ctx context.Context) error {
 }
 
 const (
-	underlayEvery = 5 * time.Second
+	underlayEvery = 2 * time.Second
 	// movedTwice: a route that flaps is no new address.
 	movedTwice = 2
 )

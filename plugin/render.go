@@ -50,7 +50,7 @@ func renderStatus(w io.Writer, s Status) {
 			id = "none yet"
 		}
 		line("cluster", "%s, %s", id, encrypted)
-		line("underlay", "%s on %s, MTU %d, VXLAN port %d", s.Address, s.Underlay.Name, s.Underlay.MTU, s.VXLANPort)
+		line("underlay", "%s on %s, MTU %d, VXLAN port %d", s.Address, s.Underlay.Link, s.Underlay.MTU, s.VXLANPort)
 		line("ledger", "%s", ledgerLine(s.Ledger))
 		line("endpoints", "%d on this host", s.Endpoints)
 		fmt.Fprintln(w)

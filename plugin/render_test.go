@@ -15,7 +15,6 @@ import (
 
 	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/driver"
-	"github.com/isthmus-net/isthmus/driver/kernel"
 	"github.com/isthmus-net/isthmus/ipam"
 	"github.com/isthmus-net/isthmus/ledger"
 )
@@ -71,7 +70,7 @@ func sampleStatus() Status {
 	problem := driver.Problem{Network: "10.32.0.0/16", Cause: "the path to host2 carries 1450 bytes, the links say 1500", Remedy: "create the network with -o mtu=1400"}
 	return Status{
 		Version: "1.0", Ready: true, Host: host1, Name: "host1", Cluster: "0123456789abcdef", Encrypted: true,
-		Underlay: kernel.Underlay{Name: "eth0", MTU: 1500, Addr: netip.MustParseAddr("10.0.0.1")},
+		Underlay: UnderlayReport{Link: "eth0", MTU: 1500, Addr: netip.MustParseAddr("10.0.0.1")},
 		Address:  netip.MustParseAddrPort("10.0.0.1:7950"), VXLANPort: 8475, Docker: true, Endpoints: 2,
 		Ledger: ledger.Status{Role: ledger.Client, Cluster: "0123456789abcdef", Index: 42, Reachable: true,
 			Voters: []ledger.Server{{Host: host2, Name: "host2"}}},

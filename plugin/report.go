@@ -13,7 +13,6 @@ import (
 
 	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/driver"
-	"github.com/isthmus-net/isthmus/driver/kernel"
 	"github.com/isthmus-net/isthmus/ipam"
 	"github.com/isthmus-net/isthmus/ledger"
 )
@@ -30,7 +29,7 @@ type Status struct {
 	Name      string                 `json:"name"`
 	Cluster   cluster.ID             `json:"cluster,omitempty"`
 	Encrypted bool                   `json:"encrypted"`
-	Underlay  kernel.Underlay        `json:"underlay"`
+	Underlay  UnderlayReport         `json:"underlay"`
 	Address   netip.AddrPort         `json:"address,omitzero"` // where other hosts reach this one
 	VXLANPort uint16                 `json:"vxlanPort"`
 	Docker    bool                   `json:"docker"` // the engine's socket was given
@@ -39,6 +38,13 @@ type Status struct {
 	Networks  []driver.NetworkStatus `json:"networks"`
 	Endpoints int                    `json:"endpoints"` // of this host
 	Problems  []driver.Problem       `json:"problems"`
+}
+
+// UnderlayReport is what the tunnels stand on.
+type UnderlayReport struct {
+	Link string     `json:"link"`
+	Addr netip.Addr `json:"addr"`
+	MTU  int        `json:"mtu"`
 }
 
 // PoolReport is one address pool of the cluster, and who owns which block.
@@ -160,6 +166,7 @@ func (s *server) statusWithout(reason error) Status {
 }
 
 func (n *node) status() Status {
+	u := n.underlay()
 	st := Status{
 		Version:   version,
 		Ready:     true,
@@ -167,7 +174,7 @@ func (n *node) status() Status {
 		Name:      n.cfg.Name,
 		Cluster:   n.ledger.ID(),
 		Encrypted: len(n.cfg.Secret) > 0,
-		Underlay:  n.underlay(),
+		Underlay:  UnderlayReport{Link: u.Name, Addr: u.Addr, MTU: u.MTU},
 		Address:   n.transport.Addr(),
 		VXLANPort: n.cfg.VXLANPort,
 		Docker:    isSocket(n.cfg.DockerSocket),
