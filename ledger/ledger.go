@@ -53,7 +53,6 @@ type Ledger struct {
 	changed   chan struct{} // closed and replaced when anything below changes
 	self      cluster.Hello
 	hello     cluster.Hello // the last one that was sent
-	answered  bool          // it was
 	session   uint64        // 0: none
 	id        cluster.ID
 	voters    []Server

@@ -84,8 +84,7 @@ func (m *mirror) Registry() *cluster.Registry {
 	return m.registry
 }
 
-// advance takes a registry that is newer than the copy, and reports whether
-// the copy is at least at that point now.
+// advance takes a registry if it is newer than the copy.
 func (m *mirror) advance(r *cluster.Registry) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

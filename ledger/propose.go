@@ -193,21 +193,22 @@ func (l *Ledger) endSession(session uint64) {
 	}
 }
 
-// sayHello opens a session. The caller holds the turn.
+// sayHello opens a session. The caller holds the turn. As long as the host says
+// the same of itself it says it under the same nonce, so that a Hello whose
+// answer was lost opens one session.
 func (l *Ledger) sayHello(ctx context.Context, id cluster.ID) error {
 	l.mu.Lock()
 	hello := l.self
-	if hello.Nonce = l.hello.Nonce; l.hello.Nonce == 0 || l.answered || !sameHello(l.hello, l.self) {
+	if hello.Nonce = l.hello.Nonce; hello.Nonce == 0 || !sameHello(l.hello, l.self) {
 		hello.Nonce = l.run<<nonceBits | (l.hello.Nonce+1)&(1<<nonceBits-1)
 	}
-	l.hello, l.answered = hello, false
+	l.hello = hello
 	l.mu.Unlock()
 	res, err := l.submit(ctx, id, cluster.Command{Host: l.cfg.Host, Hello: &hello})
 	if err != nil {
 		return err
 	}
 	l.mu.Lock()
-	l.answered = true
 	if l.session = res.Index; res.Refused != nil {
 		l.session = 0
 	}

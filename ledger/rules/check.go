@@ -96,8 +96,7 @@ func checkLeases(r *cluster.Registry, bad func(string, ...any)) {
 		if _, ok := r.Hosts[l.Holder]; !ok {
 			bad("lease %d is held by the unknown host %s", id, l.Holder)
 		}
-		p, ok := r.Pools[l.Pool]
-		if !ok {
+		if _, ok := r.Pools[l.Pool]; !ok {
 			bad("lease %d lies in the unknown pool %s", id, l.Pool)
 			continue
 		}
@@ -108,7 +107,6 @@ func checkLeases(r *cluster.Registry, bad func(string, ...any)) {
 		if k := l.Block.Addr().BitLen() - l.Block.Bits(); k > maxBlock {
 			bad("lease %d: block %s is larger than %d addresses", id, l.Block, 1<<maxBlock)
 		}
-		_ = p
 	}
 	for key := range byPool {
 		leases := r.LeasesOf(key, "")

@@ -43,7 +43,6 @@ func (d *draft) grant(host cluster.HostID, c cluster.Grant) cluster.Result {
 		}
 		l := cluster.Lease{ID: d.Index, Pool: p.Key, Block: at.prefix(width, k), Holder: host}
 		d.leases()[l.ID] = l
-		p.Cursor = in.Addr()
 		if next, ok := at.last.plus(number{0, 1}); ok && spanOf(p.Key.Prefix).contains(next) {
 			p.Cursor = next.addr(width)
 		} else {
