@@ -140,4 +140,3 @@ func TestNameTaken(t *testing.T) {
 	nodes[1].name = "host2"
 	nodes[1].start(join[0]).fresh()
 }
-

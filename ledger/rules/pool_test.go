@@ -267,4 +267,3 @@ func TestGrantExactAndRelease(t *testing.T) {
 	l.must("a", release(block.ID))
 	l.must("b", exact("10.1.0.0/16", "10.1.0.5"))
 }
-
