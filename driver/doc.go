@@ -9,7 +9,9 @@
 //	Intent    what Docker said: networks and endpoints (store.go, on disk)
 //	View      what the cluster agreed and what it is heard to hold
 //	Plan      pure: Intent and View in; objects, handovers, records, problems out
-//	loop      Plan, Dump, Diff, Do; then mend, publish, announce (loop.go)
+//	loop      Plan, Dump, Diff, Do (loop.go); then mend what died inside
+//	          sandboxes (mend.go), publish, and announce who moved (speak.go)
+//	agree     tells the cluster which networks this host holds (agree.go)
 //
 // No call touches the kernel by itself, except that Join has the kernel make
 // the one interface that Docker will take. Everything else edits Intent and

@@ -32,7 +32,9 @@ type loop struct {
 	passed chan struct{} // closed when last changes
 
 	// Of the goroutine in run alone:
-	devices map[string]uint32 // cluster network by link, of this pass and the one before
+	failures int               // passes in a row
+	said     string            // the newest error that was logged
+	devices  map[string]uint32 // cluster network by link, of this pass and the one before
 	mender
 	speaker
 }
@@ -124,8 +126,6 @@ func (l *loop) run(ctx context.Context) error {
 	timer := time.NewTimer(0) // the first pass needs no reason
 	defer timer.Stop()
 	var due, rested time.Time // of the next pass; of the earliest one that nobody waits for
-	var failures int
-	var said string // the newest error that was logged
 	for {
 		select {
 		case <-ctx.Done():
@@ -145,20 +145,9 @@ func (l *loop) run(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			switch text := fmt.Sprint(r.err); {
-			case r.err == nil && failures > 0:
-				l.d.log.WithField("attempts", failures+1).Info("kernel is as it should be again")
-				failures, said = 0, ""
-			case r.err != nil:
-				if failures++; text != said {
-					said = text
-					l.d.log.WithError(r.err).Warn("kernel is not as it should be; trying again")
-				}
-			}
+			l.judge(r)
 			end := time.Now()
-			// News are not worth more than half of a processor.
-			rested = end.Add(min(max(end.Sub(now), 5*time.Millisecond), time.Second))
-			due = end.Add(l.patience(failures))
+			rested, due = end.Add(l.rest(end.Sub(now))), end.Add(l.patience())
 			l.finish(r)
 		}
 		next := due
@@ -169,17 +158,46 @@ func (l *loop) run(ctx context.Context) error {
 	}
 }
 
-// patience is how long the next pass may wait if nothing happens.
-func (l *loop) patience(failures int) time.Duration {
-	p := l.d.pace
-	wait := p.audit
-	if failures > 0 {
-		wait = min(wait, p.retry<<min(failures-1, 16))
+// judge counts failures, and logs what is new about them.
+func (l *loop) judge(r result) {
+	if r.err == nil {
+		if l.failures > 0 {
+			l.d.log.WithField("attempts", l.failures+1).Info("kernel is as it should be again")
+		}
+		l.failures, l.said = 0, ""
+		return
 	}
-	if l.waiting(time.Now(), p) {
-		wait = min(wait, p.unseen)
+	l.failures++
+	if text := r.err.Error(); text != l.said {
+		l.said = text
+		l.d.log.WithError(r.err).Warn("kernel is not as it should be; trying again")
+	}
+}
+
+// rest is how long news wait after a pass that took so long: they are not
+// worth more than half of a processor, and less when passes fail.
+func (l *loop) rest(took time.Duration) time.Duration {
+	return min(max(took, 5*time.Millisecond, l.backoff()), time.Second)
+}
+
+// patience is how long the next pass may wait if nothing happens.
+func (l *loop) patience() time.Duration {
+	wait := l.d.pace.audit
+	if l.failures > 0 {
+		wait = min(wait, l.backoff())
+	}
+	if l.waiting(time.Now(), l.d.pace) {
+		wait = min(wait, l.d.pace.unseen)
 	}
 	return wait
+}
+
+// backoff doubles with every failure; 0 without one.
+func (l *loop) backoff() time.Duration {
+	if l.failures == 0 {
+		return 0
+	}
+	return l.d.pace.retry << min(l.failures-1, 16)
 }
 
 func (l *loop) finish(r result) {

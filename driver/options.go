@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// Options is what a user asked of a network with -o, --internal and --ipv6.
+// Options is what a user asked of a network with -o and --internal.
 // Empty fields were not mentioned. Options are comparable.
 type Options struct {
 	Mode     string `json:"mode"`

@@ -74,13 +74,14 @@ type peer struct {
 // Plan computes what this host should hold. It is pure and total: what cannot
 // be planned becomes a Problem.
 func Plan(in *Intent, v View) Desired {
-	d := Desired{
-		State:    kernel.State{},
-		Bindings: map[binding]cluster.MAC{},
-		Devices:  map[string]*segment{},
-	}
+	d := Desired{Bindings: map[binding]cluster.MAC{}, Devices: map[string]*segment{}}
 	networks := in.held()
 	peers := v.peers(networks, &d)
+	remote := 0
+	for _, list := range peers {
+		remote += len(list)
+	}
+	d.State = make(kernel.State, 3*remote) // about what they come to
 	for _, n := range networks {
 		s := &segment{held: n, MTU: v.mtu(n), ownIP: map[netip.Addr]bool{}, ownMAC: map[cluster.MAC]bool{}}
 		d.Segments = append(d.Segments, s)
@@ -307,10 +308,10 @@ func (v View) checkMTU(s *segment, d *Desired) {
 	v.checkPaths(over, s.MTU+over, d)
 }
 
-// checkPaths reports the paths that carry less than need.
+// checkPaths reports the paths to living hosts that carry less than need.
 func (v View) checkPaths(overhead, need int, d *Desired) {
 	for _, host := range slices.Sorted(maps.Keys(v.Paths)) {
-		if carries := v.Paths[host]; carries < need {
+		if carries := v.Paths[host]; carries < need && v.state(host) == cluster.Alive {
 			d.Problems = append(d.Problems, Problem{
 				Cause:  fmt.Sprintf("path to %s carries %d bytes, not %d", v.name(host), carries, v.underlay()),
 				Remedy: fmt.Sprintf("create the network with -o mtu=%d", carries-overhead),
