@@ -330,11 +330,7 @@ func (i *IPAM) leaseExact(ctx context.Context, p *pool, a netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("address %s lies in no block of this host, and cannot be leased: %w", a, err)
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	return i.keepLocked(p, block{
-		Lease: res.Lease.ID, Pool: res.Lease.Pool, Prefix: res.Lease.Block, Exact: res.Lease.Block.IsSingleIP(),
-	})
+	return i.keep(p, res, true)
 }
 
 // ReleaseAddress frees an address. Gateway and auxiliary addresses belong to

@@ -97,7 +97,8 @@ func choose(s scope, blocks []netip.Prefix, taken func(netip.Addr) bool, before 
 			case !oldest.IsValid() || f.At.Before(before[oldest].At) || f.At.Equal(before[oldest].At) && a.Less(oldest):
 				oldest = a
 			}
-			if had && name != "" && f.Name == name && (!named.IsValid() || f.At.After(before[named].At)) {
+			if had && name != "" && f.Name == name &&
+				(!named.IsValid() || f.At.After(before[named].At) || f.At.Equal(before[named].At) && a.Less(named)) {
 				named = a
 			}
 			return true

@@ -90,7 +90,7 @@ func (i *IPAM) growOrRecall(ctx context.Context, p *pool, within netip.Prefix) e
 func (i *IPAM) grow(ctx context.Context, p *pool, within netip.Prefix, want int) error {
 	res, err := i.proposeIn(ctx, p, cluster.Command{Grant: &cluster.Grant{Pool: p.key, Range: within, Want: want}})
 	if err == nil {
-		err = i.keep(p, res.Lease)
+		err = i.keep(p, res, false)
 	}
 	i.note(p, err)
 	return err
@@ -140,15 +140,25 @@ func (i *IPAM) note(p *pool, err error) {
 	}
 }
 
-// keep stores a lease as an active block; from then on its addresses are
-// handed out. A lease that this run gave back already is not taken up again:
-// the answer that brought it is late.
-func (i *IPAM) keep(p *pool, l cluster.Lease) error {
+// keep takes up the lease that the cluster answered a request with. What the
+// answer says of the pool comes first: the block may hold a gateway or a
+// reserved address that the local copy does not know yet.
+func (i *IPAM) keep(p *pool, res cluster.Result, exact bool) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return i.keepLocked(p, block{Lease: l.ID, Pool: l.Pool, Prefix: l.Block})
+	if p.rec == nil {
+		return errGone(p)
+	}
+	if err := i.learn(p, res); err != nil {
+		return err
+	}
+	l := res.Lease
+	return i.keepLocked(p, block{Lease: l.ID, Pool: l.Pool, Prefix: l.Block, Exact: exact && l.Block.IsSingleIP()})
 }
 
+// keepLocked stores a lease as an active block; from then on its addresses
+// are handed out. A lease that this run gave back already is not taken up
+// again: the answer that brought it is late. The caller holds i.mu.
 func (i *IPAM) keepLocked(p *pool, b block) error {
 	if b.Lease == 0 || b.Pool != p.key || common(p.key.Prefix, b.Prefix) != b.Prefix {
 		return fmt.Errorf("keep block %s: not one of pool %s", b.Prefix, p.key)

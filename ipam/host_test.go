@@ -46,6 +46,8 @@ type host struct {
 	routes    []netip.Prefix
 	holders   map[netip.Addr]string
 	cut       func(cluster.Command) (before, after bool) // crash at a proposal
+	lag       func() bool                                // the copy stays as it was
+	seen      *cluster.Registry                          // by a copy that lags
 }
 
 func newLab(t testing.TB, names ...string) *lab {
@@ -160,11 +162,29 @@ func (c cutLedger) Propose(ctx context.Context, cmd cluster.Command) (cluster.Re
 	return res, err
 }
 
+func (c cutLedger) Registry() *cluster.Registry {
+	newest := c.Host.Registry()
+	if c.h.lag == nil {
+		return newest
+	}
+	c.h.mu.Lock()
+	defer c.h.mu.Unlock()
+	if c.h.seen == nil || !c.h.lag() {
+		c.h.seen = newest
+	}
+	return c.h.seen
+}
+
+func (c cutLedger) Fresh() bool {
+	id := c.h.ID()
+	return c.Host.Fresh() && c.Registry().Hosts[id].Session == c.Host.Registry().Hosts[id].Session
+}
+
 // work does what Run does in one turn.
 func (h *host) work() {
 	for range 3 {
-		if h.Fresh() {
-			h.reconcile(h.Registry())
+		if h.cfg.Ledger.Fresh() {
+			h.reconcile(h.cfg.Ledger.Registry())
 		}
 		if h.maintain(h.lab.t.Context()) != nil {
 			return

@@ -72,6 +72,7 @@ const (
 	keepTime    = 24 * time.Hour   // that a parked pool, or a block of a freed --ip, is kept for its return
 	openTime    = 30 * time.Second // within which Docker asks for the auxiliary addresses of a new network
 	startTime   = 10 * time.Second // from RequestAddress until the endpoint is known to the driver
+	orphanTime  = time.Minute      // that a pool of this host is unknown here before it is taken for the leftover of a lost answer
 	holdOff     = time.Minute      // without leasing ahead, after the cluster said Full or Recalled
 )
 
@@ -81,12 +82,12 @@ type IPAM struct {
 	store *store
 	kick  chan struct{} // one slot: wakes Run
 
-	mu        sync.Mutex // never held while a Config function, or Propose, is called
-	pools     map[cluster.PoolKey]*pool
-	returned  map[uint64]bool // leases given back in this run: a late reply or old copy must not revive them
-	attaching int             // automatic pools being requested, whose keys are not known yet
-	turn      uint64
-	news      chan struct{} // closed when the registry changed
+	mu       sync.Mutex // never held while a Config function, or Propose, is called
+	pools    map[cluster.PoolKey]*pool
+	returned map[uint64]bool               // leases given back in this run: a late reply or old copy must not revive them
+	orphans  map[cluster.PoolKey]time.Time // since when the cluster lists this host for a pool unknown here
+	turn     uint64                        // of the newest use
+	news     chan struct{}                 // closed when the registry changed
 }
 
 // pool is what this host knows of one pool. All but hold is guarded by IPAM.mu.
@@ -300,6 +301,10 @@ func (p *pool) parked() bool { return p.rec != nil && p.rec.uses() == 0 }
 // pool: what it requests now are gateway and auxiliary addresses.
 func (p *pool) creating(now time.Time) bool {
 	return p.opening > 0 && now.Sub(p.opened) < openTime
+}
+
+func (i *IPAM) networked(key cluster.PoolKey) bool {
+	return i.cfg.Networked != nil && i.cfg.Networked(key)
 }
 
 func (i *IPAM) live(p *pool, a netip.Addr) bool {

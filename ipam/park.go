@@ -114,8 +114,10 @@ func (i *IPAM) giveUp(ctx context.Context, p *pool) error {
 func (i *IPAM) giveUpOne(ctx context.Context, p *pool) error {
 	// Asked before the turn is taken: on a pool in use it may belong to a
 	// request that waits for the very host that recalls.
+	// A parked pool without blocks and with a network has another IPAM.
+	networked := i.networked(p.key)
 	i.mu.Lock()
-	held := p.rec != nil && !p.parked()
+	held := p.rec != nil && (!p.parked() || networked && len(p.blocks) == 0)
 	i.mu.Unlock()
 	if held {
 		return fmt.Errorf("give up pool %s: a network of this host is on it: %w", p.key, errInUse)

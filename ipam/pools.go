@@ -139,14 +139,6 @@ func (i *IPAM) requestAny(ctx context.Context, ask poolRequest) (poolID, error) 
 		}
 		from = default6(id)
 	}
-	i.mu.Lock()
-	i.attaching++
-	i.mu.Unlock()
-	defer func() {
-		i.mu.Lock()
-		i.attaching--
-		i.mu.Unlock()
-	}()
 	res, err := i.propose(ctx, cluster.Command{AttachPool: &cluster.AttachPool{
 		Space: ask.space, Name: ask.name, V6: ask.v6, From: []netip.Prefix{from}, Bits: ask.bits, Avoid: avoid,
 	}})

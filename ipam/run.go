@@ -87,6 +87,12 @@ func (i *IPAM) announce() {
 // H4): blocks it does not know are taken up, blocks that are gone are dropped.
 // It reports false when some of it must be looked at again later.
 func (i *IPAM) reconcile(r *cluster.Registry) bool {
+	networked := map[cluster.PoolKey]bool{}
+	for key, def := range r.Pools {
+		if slices.Contains(def.Holders, i.cfg.Host) {
+			networked[key] = i.networked(key)
+		}
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	known := map[uint64]block{}
@@ -101,7 +107,7 @@ func (i *IPAM) reconcile(r *cluster.Registry) bool {
 			log.WithError(err).Error("block is gone, and cannot be forgotten")
 			continue
 		}
-		if !b.Draining {
+		if !b.Draining && p.rec != nil && !p.parked() {
 			p.problem = "the cluster took block " + b.Prefix.String() + " from this host"
 			log.Error("block is no longer held: the cluster took it from this host")
 		}
@@ -114,30 +120,41 @@ func (i *IPAM) reconcile(r *cluster.Registry) bool {
 		}
 		log.Info("block of this host taken up")
 	}
-	return i.adoptPools(r)
+	return i.adoptPools(r, networked)
 }
 
-// adoptPools records the pools that this host is attached to by the cluster's
-// account or has blocks of, but does not know: an answer was lost. They are
-// parked. It reports false when one of them may just be in the making.
-func (i *IPAM) adoptPools(r *cluster.Registry) bool {
-	done := true
+// adoptPools records the pools that this host has blocks of, or is attached to
+// by the cluster's account, but does not know: an answer was lost. They are
+// parked. One without blocks may be in the making, or be attached by the
+// network driver for another IPAM, so it must stay unknown for orphanTime. It
+// reports false while there are such. The caller holds i.mu.
+func (i *IPAM) adoptPools(r *cluster.Registry, networked map[cluster.PoolKey]bool) bool {
+	now := i.cfg.Now()
+	orphans := map[cluster.PoolKey]time.Time{}
 	for key, def := range r.Pools {
 		p, ok := i.pools[key]
-		if !slices.Contains(def.Holders, i.cfg.Host) && (!ok || len(p.blocks) == 0) {
+		if ok && p.rec != nil {
 			continue
 		}
-		if ok && (p.rec != nil || r.Index < p.left) {
-			continue
+		if leased := ok && len(p.blocks) > 0; !leased {
+			if !slices.Contains(def.Holders, i.cfg.Host) || networked[key] || ok && r.Index < p.left {
+				continue
+			}
+			since, seen := i.orphans[key]
+			if !seen {
+				since = now
+			}
+			if now.Sub(since) < orphanTime {
+				orphans[key] = since
+				continue
+			}
 		}
-		if i.attaching > 0 || ok && len(p.hold) > 0 {
-			continue
-		}
-		if err := i.record(i.pool(key), record{Pool: def, Index: r.Index, Parked: i.cfg.Now()}); err != nil {
+		if err := i.record(i.pool(key), record{Pool: def, Index: r.Index, Parked: now}); err != nil {
 			i.cfg.Log.WithField("pool", key.String()).WithError(err).Error("pool of this host cannot be taken up")
 		}
 	}
-	return done
+	i.orphans = orphans
+	return len(orphans) == 0
 }
 
 // chore is one thing to do for a pool.

@@ -99,6 +99,11 @@ func TestLostAnswersLeakNothing(t *testing.T) {
 		t.Fatal("the answer was not lost")
 	}
 	h.work()
+	if st := h.Status(); len(st) != 1 {
+		t.Errorf("taken up at once, while it may be in the making: %+v", st)
+	}
+	l.pass(orphanTime)
+	h.work()
 	if st := h.Status(); len(st) != 2 || st[1].Uses != 0 {
 		t.Errorf("status %+v", st)
 	}
@@ -106,6 +111,28 @@ func TestLostAnswersLeakNothing(t *testing.T) {
 	h.work()
 	if n := len(l.log.Registry().Pools); n != 1 {
 		t.Errorf("%d pools after a day", n)
+	}
+}
+
+func TestPoolOfAnotherIPAMIsLeftAlone(t *testing.T) {
+	l := newLab(t, "h1")
+	h := l.hosts[0]
+	key := cluster.PoolKey{Prefix: prefix("10.5.0.0/24")}
+	must[cluster.Result](t)(h.Host.Propose(t.Context(), cluster.Command{AttachPool: &cluster.AttachPool{Prefix: key.Prefix}}))
+	h.work()
+	h.networked[key] = true // the network driver attached it
+	for range 3 {
+		l.pass(keepTime)
+		h.work()
+	}
+	if err := h.Recalled(t.Context(), key); err != nil {
+		t.Error(err)
+	}
+	if st := h.Status(); len(st) != 0 {
+		t.Errorf("status %+v", st)
+	}
+	if p := l.log.Registry().Pools[key]; len(p.Holders) != 1 {
+		t.Errorf("pool %+v", p)
 	}
 }
 
@@ -198,6 +225,44 @@ func TestClusterLostThePool(t *testing.T) {
 		t.Errorf("pool %+v, %v", p, ok)
 	}
 	must[netip.Addr](t)(h.start(id, "", ""))
+}
+
+func TestOldCopyDoesNotReviveAPool(t *testing.T) {
+	h := newLab(t, "h1").hosts[0]
+	id := must[string](t)(h.network("10.0.0.0/24", "", ""))
+	old := h.Registry()
+	h.remove(id)
+	if err := h.Recalled(t.Context(), keyOf(id)); err != nil {
+		t.Fatal(err)
+	}
+	h.reconcile(old)
+	if st := h.Status(); len(st) != 0 {
+		t.Errorf("status %+v", st)
+	}
+}
+
+func TestBlockBringsReservationsThatTheCopyLacks(t *testing.T) {
+	l := newLab(t, "h1", "h2")
+	h1, h2 := l.hosts[0], l.hosts[1]
+	id, _, err := h1.requestPool("10.0.0.0/24", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h1.lag = func() bool { return true }
+	h1.cfg.Ledger.Registry() // from here on the copy stays
+	if _, _, err := h2.requestPool("10.0.0.0/24", "", nil); err != nil {
+		t.Fatal(err)
+	}
+	must[netip.Addr](t)(h2.requestAddress(id, "10.0.0.2", forGateway))
+	must[netip.Addr](t)(h2.requestAddress(id, "10.0.0.3", nil))
+	if err := h1.Prepare(t.Context(), []cluster.PoolKey{keyOf(id)}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"10.0.0.1", "10.0.0.4"} {
+		if a := must[netip.Addr](t)(h1.start(id, "", "")); a != addr(want) {
+			t.Errorf("got %s, want %s", a, want)
+		}
+	}
 }
 
 func TestSweep(t *testing.T) {

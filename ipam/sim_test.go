@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 type sim struct {
 	*lab
 	t      *testing.T
+	dice   sync.Mutex
 	rng    *rand.Rand
 	owner  map[string]string // "pool address" in use → host and container
 	docker map[*host]*engine
@@ -33,7 +35,11 @@ type simNetwork struct {
 	containers map[netip.Addr]string
 }
 
-func (s *sim) chance(percent int) bool { return s.rng.IntN(100) < percent }
+func (s *sim) chance(percent int) bool {
+	s.dice.Lock() // hosts are recalled at the same time
+	defer s.dice.Unlock()
+	return s.rng.IntN(100) < percent
+}
 
 // revive starts the processes again that crashed, their own or by a recall.
 func (s *sim) revive() {
@@ -75,8 +81,8 @@ func (s *sim) step() {
 	case n < 95:
 		s.pass(keepTime)
 	default:
-		if h.Fresh() {
-			h.reconcile(h.Registry())
+		if h.cfg.Ledger.Fresh() {
+			h.reconcile(h.cfg.Ledger.Registry())
 			_ = h.maintain(s.t.Context()) // refused, out of reach or crashed: it tries again
 		}
 		if !h.down {
@@ -204,6 +210,7 @@ func TestSimulation(t *testing.T) {
 			for _, h := range s.hosts {
 				s.docker[h] = &engine{}
 				h.cut = func(cluster.Command) (bool, bool) { return s.chance(2), s.chance(2) }
+				h.lag = func() bool { return s.chance(80) }
 			}
 			for range steps {
 				s.step()
@@ -223,7 +230,7 @@ func TestSimulation(t *testing.T) {
 // settle ends all faults and all containers; nothing may be left then.
 func (s *sim) settle() {
 	for _, h := range s.hosts {
-		h.cut = nil
+		h.cut, h.lag = nil, nil
 		h.LoseAnswers(0)
 		h.Reach(true)
 		if !h.Fresh() {
@@ -243,7 +250,7 @@ func (s *sim) settle() {
 			}
 		}
 	}
-	for range 3 {
+	for range 4 {
 		for _, h := range s.hosts {
 			h.sweep(s.t.Context())
 			h.work()
