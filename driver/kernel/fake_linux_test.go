@@ -15,9 +15,9 @@ import (
 	"github.com/isthmus-net/isthmus/driver/kernel/kerneltest"
 )
 
-// comparable drops what the two kernels may differ in: MACs that nobody chose,
+// alike drops what the two kernels may differ in: MACs that nobody chose,
 // and the other ends of veth pairs.
-func comparable(s kernel.State) kernel.State {
+func alike(s kernel.State) kernel.State {
 	out := maps.Clone(s)
 	for k, o := range out {
 		if l, ok := o.(kernel.Link); ok {
@@ -58,7 +58,7 @@ func TestLinuxAgreesWithFake(t *testing.T) {
 				t.Fatal(err)
 			}
 			fake, _ := f.Dump(ctx)
-			if got, want := render(comparable(real)), render(comparable(fake)); got != want {
+			if got, want := render(alike(real)), render(alike(fake)); got != want {
 				t.Fatalf("after %s: Linux has\n%sthe fake has\n%s", after, got, want)
 			}
 			return fake
