@@ -39,7 +39,9 @@ func (i *IPAM) Run(ctx context.Context) error {
 			if err := i.maintain(ctx); err == nil {
 				retry, wait = time.Time{}, retryFirst
 			} else if ctx.Err() == nil {
-				i.cfg.Log.WithError(err).WithField("retry", wait.String()).Warn("address blocks wait for the cluster")
+				if wait == retryFirst { // and not again until it was reached
+					i.cfg.Log.WithError(err).Warn("address blocks wait for the cluster")
+				}
 				retry = now.Add(wait)
 				wait = min(2*wait, retryLast)
 			}
