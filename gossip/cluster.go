@@ -41,10 +41,11 @@ type Config struct {
 // methods are safe for concurrent use, and none but Run, Forget and Leave
 // blocks.
 type Cluster struct {
-	cfg  Config
-	log  logrus.FieldLogger
-	net  network
-	dice *dice
+	cfg   Config
+	log   logrus.FieldLogger
+	quiet *quiet
+	net   network
+	dice  *dice
 
 	packets   chan *memberlist.Packet // to memberlist
 	incoming  chan net.Conn           // to memberlist
@@ -71,7 +72,8 @@ type Cluster struct {
 	renewed     time.Time // last rise of the epoch
 	heard       map[cluster.HostID]rumour
 	wanted      map[cluster.HostID]bool // partners of the next exchanges
-	answered    map[netip.AddrPort]cluster.HostID
+	answers     map[netip.AddrPort]answer
+	trouble     error   // of the last round of dials, while this host is alone
 	member      *member // of the present stay; nil while there is none
 	subscribers []chan struct{}
 }
@@ -104,7 +106,8 @@ func open(cfg Config, n network, seed uint64) (*Cluster, error) {
 		started:   time.Now(),
 		heard:     map[cluster.HostID]rumour{},
 		wanted:    map[cluster.HostID]bool{},
-		answered:  map[netip.AddrPort]cluster.HostID{},
+		answers:   map[netip.AddrPort]answer{},
+		quiet:     newQuiet(cfg.Log),
 	}
 	c.alive.Store(1)
 	c.queue.RetransmitMult = memberlist.DefaultLANConfig().RetransmitMult
@@ -158,6 +161,10 @@ func (c *Cluster) enter(id cluster.ID) error {
 		}
 	}
 	clear(c.heard)
+	c.queue.Reset() // hints of hosts that are not in this cluster
+	for len(c.heardMsgs) > 0 {
+		<-c.heardMsgs
+	}
 	c.settled, c.trusted, c.exchanged = false, false, time.Time{}
 	c.countAlive()
 	signal(c.save)
@@ -256,6 +263,14 @@ func (c *Cluster) Settled() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.settled
+}
+
+// Trouble says why this host is alone although others are known or named in
+// Join; nil when it is not alone, or knows of nobody.
+func (c *Cluster) Trouble() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.trouble
 }
 
 // Subscribe returns a channel that receives a value after Members, Streams or

@@ -103,8 +103,11 @@ func (m *member) noted(n *memberlist.Node, alive bool) {
 			"host": id.Short(), "name": h.Name, "address": nodeAddress(n), "state": h.state(),
 		}).Info("member changed")
 	}
-	if alive && !m.settled {
-		m.wantSync(id)
+	if alive {
+		m.trouble = nil
+		if !m.settled {
+			m.wantSync(id)
+		}
 	}
 	m.countAlive()
 	signal(m.save)
@@ -114,7 +117,10 @@ func (m *member) noted(n *memberlist.Node, alive bool) {
 // NotifyConflict: a second address claims to be a host that is alive. Either
 // it just moved, which passes, or its state was copied, which does not.
 func (d *delegate) NotifyConflict(existing, other *memberlist.Node) {
+	if !d.m.quiet.pass("conflict " + existing.Name) {
+		return
+	}
 	d.m.log.WithFields(logrus.Fields{
 		"host": cluster.HostID(existing.Name).Short(), "address": nodeAddress(existing), "claims": nodeAddress(other),
-	}).Debug("two addresses claim one host identity; if this persists, one machine is a copy of the other: reset isthmus there")
+	}).Warn("two addresses claim one host identity; if this is said again and again, one machine is a copy of the other: reset isthmus there")
 }

@@ -2,8 +2,10 @@ package gossip
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/netip"
-	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +18,7 @@ const (
 	// redialEvery is how often a host dials one host that is known and does
 	// not answer, and one entry of JOIN that is no member.
 	redialEvery = 5 * time.Second
+	redialSoon  = 500 * time.Millisecond
 	// dialsAtOnce and seeds bound the first round: so many dials at a time,
 	// and no more once so many hosts answered.
 	dialsAtOnce = 3
@@ -24,11 +27,17 @@ const (
 	resolveTimeout = 3 * time.Second
 )
 
-// keepJoined brings this host among the others and keeps it there.
+// keepJoined brings this host among the others and keeps it there. It is quick
+// to try again at first: hosts that start together are not ready together.
 func (m *member) keepJoined() error {
 	m.joinFirst()
-	for sleep(m.ctx, m.dice.around(redialEvery)) {
-		if !m.isLeaving() {
+	wait := redialSoon
+	for sleep(m.ctx, m.dice.around(wait)) {
+		wait = min(2*wait, redialEvery)
+		m.mu.Lock()
+		leaving := m.leaving
+		m.mu.Unlock()
+		if !leaving {
 			m.redial()
 		}
 	}
@@ -37,51 +46,102 @@ func (m *member) keepJoined() error {
 
 // joinFirst dials JOIN and the address book.
 func (m *member) joinFirst() {
-	targets, resolved := m.joinTargets()
+	targets, err := m.joinTargets()
 	m.mu.Lock()
 	for _, id := range m.book.list((*host).awaited) {
-		targets = append(targets, m.book.hosts[id].Addresses...)
+		targets = append(targets, m.namesOf(id)...)
 	}
 	m.mu.Unlock()
 	m.dice.shuffle(len(targets), func(i, j int) { targets[i], targets[j] = targets[j], targets[i] })
 
 	var joined atomic.Int32
+	errs := make([]error, len(targets))
+	next := make(chan int)
 	var wg sync.WaitGroup
-	next := make(chan netip.AddrPort)
 	for range dialsAtOnce {
 		wg.Go(func() {
-			for a := range next {
-				if joined.Load() < seeds && m.join(a) {
+			for i := range next {
+				if joined.Load() >= seeds {
+					continue
+				}
+				if errs[i] = m.join(targets[i]); errs[i] == nil {
 					joined.Add(1)
 				}
 			}
 		})
 	}
-	for _, a := range targets {
-		next <- a
+	for i := range targets {
+		next <- i
 	}
 	close(next)
 	wg.Wait()
+	m.conclude(errors.Join(append(errs, err)...), true)
+}
+
+// redial tries one absent host and one entry of JOIN. All addresses at once:
+// which one is right may have changed, and a dial into the void takes its time,
+// as does the look-up of a name.
+func (m *member) redial() {
+	m.mu.Lock()
+	absent, _ := of(m.dice, m.book.list(func(h *host) bool { return h.awaited() && !h.alive && len(h.Addresses) > 0 }))
+	targets := m.namesOf(absent)
+	m.mu.Unlock()
+
+	var entries []string
+	errs := make([]error, len(targets)+2)
+	var wg sync.WaitGroup
+	for i, t := range targets {
+		wg.Go(func() { errs[i] = m.join(t) })
+	}
+	wg.Go(func() {
+		entries, errs[len(targets)] = m.joinTargets()
+		if t, ok := of(m.dice, entries); ok {
+			errs[len(targets)+1] = m.join(t)
+		}
+	})
+	wg.Wait()
+	m.conclude(errors.Join(errs...), len(entries) == 0)
+}
+
+// conclude notes how a round of dials went, which may have been to all there is
+// to dial.
+func (m *member) conclude(err error, all bool) {
 	if m.ctx.Err() != nil {
 		return
 	}
-	if left, _ := m.joinTargets(); resolved && len(left) == 0 {
-		m.settleAlone()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	alone := len(m.alivePeers()) == 0
+	m.trouble = nil
+	if alone && err != nil {
+		m.trouble = fmt.Errorf("join: no other host answers: %w", err)
+		if m.quiet.pass("no other host answers") {
+			m.log.WithError(err).Warn("no other host answers; trying on")
+		}
 	}
-	if len(targets) > 0 && joined.Load() == 0 {
-		m.log.WithField("join", m.cfg.Join).Warn("no known host answers; trying on")
+	if alone && all && err == nil && len(m.book.list((*host).awaited)) == 0 && !m.settled {
+		m.settled = true // there is nobody to hear of
+		m.changed()
 	}
 }
 
+// namesOf lists the addresses of a host as memberlist wants them: with the name
+// of the host that is to answer there. Call with mu held.
+func (m *member) namesOf(id cluster.HostID) (names []string) {
+	if h := m.book.hosts[id]; h != nil {
+		for _, a := range h.Addresses {
+			names = append(names, string(id)+"/"+a.String())
+		}
+	}
+	return names
+}
+
 // joinTargets are the addresses in JOIN that do not belong to this host or to
-// a member that is alive; false when a name cannot be looked up.
-func (m *member) joinTargets() ([]netip.AddrPort, bool) {
+// a member that is alive. The error tells of names that cannot be looked up.
+func (m *member) joinTargets() ([]string, error) {
 	ctx, cancel := context.WithTimeout(m.ctx, resolveTimeout)
 	defer cancel()
 	all, err := transport.Resolve(ctx, m.cfg.Join, m.cfg.Port)
-	if err != nil {
-		m.log.WithError(err).Debug("some entries of JOIN have no address")
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	present := map[netip.AddrPort]bool{m.net.Addr(): true}
@@ -90,74 +150,47 @@ func (m *member) joinTargets() ([]netip.AddrPort, bool) {
 			present[h.Addresses[0]] = true
 		}
 	}
-	var out []netip.AddrPort
+	var out []string
 	for _, a := range all {
 		// A member may be reached under more addresses than it advertises.
-		id := m.answered[a]
+		id := m.answers[a].peer
 		h := m.book.hosts[id]
 		if !present[a] && id != m.cfg.ID && (h == nil || !h.alive && !h.Forgotten) {
-			out = append(out, a)
+			out = append(out, a.String())
 		}
 	}
-	return out, err == nil
+	return out, err
 }
 
-// redial tries one absent host and one entry of JOIN. All addresses at once:
-// which one is right may have changed, and a dial into the void takes its time,
-// as does the look-up of a name.
-func (m *member) redial() {
-	m.mu.Lock()
-	absent, ok := of(m.dice, m.book.list(func(h *host) bool { return h.awaited() && !h.alive && len(h.Addresses) > 0 }))
-	var addrs []netip.AddrPort
-	if ok {
-		addrs = slices.Clone(m.book.hosts[absent].Addresses)
+// join exchanges membership with the host at [name/]address, twice if need be:
+// two hosts that hold each other dead learn it from the first exchange, refute
+// it, and take note of that in the second. This host itself is no error.
+func (m *member) join(target string) error {
+	_, s, named := strings.Cut(target, "/")
+	if !named {
+		s = target
 	}
-	m.mu.Unlock()
-
-	var wg sync.WaitGroup
-	for _, a := range addrs {
-		wg.Go(func() { m.join(a) })
+	a, err := address(s)
+	if err != nil {
+		return err
 	}
-	wg.Go(func() {
-		targets, resolved := m.joinTargets()
-		if a, ok := of(m.dice, targets); ok {
-			m.join(a)
-		} else if resolved {
-			m.settleAlone()
-		}
-	})
-	wg.Wait()
-}
-
-// join exchanges membership with whoever answers at an address, twice if need
-// be: two hosts that hold each other dead learn it from the first exchange,
-// refute it, and take note of that in the second.
-func (m *member) join(a netip.AddrPort) bool {
 	for range 2 {
-		if _, err := m.list.Join([]string{a.String()}); err != nil {
-			m.log.WithError(err).WithField("address", a).Debug("join")
-			return false
-		}
-		if m.aliveAt(a) {
-			return true
+		_, err := m.list.Join([]string{target})
+		m.mu.Lock()
+		last := m.answers[a]
+		h := m.book.hosts[last.peer]
+		alive := h != nil && h.alive
+		m.mu.Unlock()
+		switch {
+		case last.peer == m.cfg.ID:
+			return nil
+		case err != nil && last.err != nil:
+			return last.err // what memberlist made of it is longer and says less
+		case err != nil || alive:
+			return err
 		}
 	}
-	return true
-}
-
-// aliveAt reports whether the host that last answered at an address is alive
-// in membership's view.
-func (m *member) aliveAt(a netip.AddrPort) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	h := m.book.hosts[m.answered[a]]
-	return h != nil && h.alive
-}
-
-func (c *Cluster) isLeaving() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.leaving
+	return nil
 }
 
 // alivePeers are the other hosts that are alive; call with mu held.

@@ -166,6 +166,14 @@ func TestThreeHostsOnLoopback(t *testing.T) {
 		t.Errorf("%d members; strangers settled: %v, %v", n, x.Settled(), y.Settled())
 	}
 
+	for _, stranger := range []*loopHost{x, y} {
+		if err := stranger.Trouble(); err == nil {
+			t.Error("a stranger does not say why it is alone")
+		} else {
+			t.Log(err)
+		}
+	}
+
 	// A host dies, and comes back with its state on the same address.
 	addr := c.transport.Addr()
 	c.stop()

@@ -33,9 +33,6 @@ const (
 	hintSize = 1000
 )
 
-// errSelf: an entry of JOIN that is this host.
-var errSelf = errors.New("this address is this host's own")
-
 // member is one stay in one cluster: a memberlist and the loops around it.
 type member struct {
 	*Cluster
@@ -67,7 +64,7 @@ func (c *Cluster) stay(ctx context.Context, id cluster.ID) error {
 	m.hint = min(hintSize, conf.UDPBufferSize-sealing-len(conf.Label))
 	d := &delegate{m}
 	conf.Delegate, conf.Events, conf.Alive, conf.Conflict = d, d, d, d
-	conf.Logger = log.New(newQuiet(c.log), "", 0)
+	conf.Logger = log.New(c.quiet, "", 0)
 
 	list, err := memberlist.Create(conf)
 	if err != nil {
@@ -157,14 +154,7 @@ func (b *bridge) DialAddressTimeout(to memberlist.Address, timeout time.Duration
 	}
 	ctx, cancel := context.WithTimeout(b.m.ctx, timeout)
 	defer cancel()
-	conn, err := b.m.net.Dial(ctx, a, transport.Gossip)
-	if err != nil {
-		return nil, err
-	}
-	if err := b.m.admit(conn, a, cluster.HostID(to.Name)); err != nil {
-		return nil, errors.Join(err, conn.Close())
-	}
-	return conn, nil
+	return b.m.dial(ctx, a, transport.Gossip, cluster.HostID(to.Name))
 }
 
 func (b *bridge) DialTimeout(to string, timeout time.Duration) (net.Conn, error) {
@@ -175,20 +165,38 @@ func (b *bridge) PacketCh() <-chan *memberlist.Packet { return b.m.packets }
 func (b *bridge) StreamCh() <-chan net.Conn           { return b.m.incoming }
 func (b *bridge) Shutdown() error                     { return nil }
 
-// admit checks who answers at an address, and remembers it. An empty want is
-// anybody.
-func (c *Cluster) admit(conn peered, at netip.AddrPort, want cluster.HostID) error {
-	peer := conn.Peer()
+// answer is what the last dial of an address brought.
+type answer struct {
+	peer cluster.HostID // who answered, whoever was meant
+	err  error
+}
+
+// dial opens a stream to the host want, or to anybody if that is empty, and
+// remembers what came of it.
+func (c *Cluster) dial(ctx context.Context, to netip.AddrPort, p transport.Protocol, want cluster.HostID) (peered, error) {
+	conn, err := c.net.Dial(ctx, to, p)
+	var a answer
+	if err == nil {
+		a.peer = conn.Peer()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.answered[at] = peer
 	switch {
-	case peer == c.cfg.ID:
-		return errSelf
-	case c.book.forgotten(peer):
-		return fmt.Errorf("dial %s: host %s was removed from the cluster", at, peer.Short())
-	case want != "" && peer != want:
-		return fmt.Errorf("dial %s: host %s answers there, not %s", at, peer.Short(), want.Short())
+	case err != nil:
+		a.err = err
+	case a.peer == c.cfg.ID:
+		a.err = fmt.Errorf("dial %s: this host itself answers", to)
+	case c.book.forgotten(a.peer):
+		a.err = fmt.Errorf("dial %s: host %s was removed from the cluster", to, a.peer.Short())
+	case want != "" && a.peer != want:
+		a.err = fmt.Errorf("dial %s: host %s answers there, not %s", to, a.peer.Short(), want.Short())
 	}
-	return nil
+	c.answers[to] = a
+	if a.err == nil {
+		return conn, nil
+	}
+	if conn != nil {
+		_ = conn.Close()
+	}
+	return nil, a.err
 }

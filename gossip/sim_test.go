@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -504,11 +505,17 @@ func TestSettled(t *testing.T) {
 		if s.hosts[2].Settled() {
 			s.Error("settled although nobody answered")
 		}
+		if err := s.hosts[2].Trouble(); err == nil || !strings.Contains(err.Error(), "connection refused") {
+			s.Errorf("trouble: %v, want the reason of the dial", err)
+		}
 		s.kill(2)
 		// It answers.
 		h := s.start(3, []int{0})
 		sub := h.Subscribe()
 		s.await(2*time.Second, "a joiner settles", h.Settled)
+		if err := h.Trouble(); err != nil {
+			s.Errorf("trouble of a member: %v", err)
+		}
 		<-sub
 		if len(h.Streams()) != 1 {
 			s.Errorf("settled with %d streams", len(h.Streams()))

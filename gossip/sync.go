@@ -147,16 +147,13 @@ func (c *Cluster) wantSync(peer cluster.HostID) {
 
 // exchange calls a peer.
 func (m *member) exchange(peer cluster.HostID, addr netip.AddrPort) error {
-	dial, cancel := context.WithTimeout(m.ctx, dialTimeout)
+	ctx, cancel := context.WithTimeout(m.ctx, dialTimeout)
 	defer cancel()
-	conn, err := m.net.Dial(dial, addr, transport.Sync)
+	conn, err := m.dial(ctx, addr, transport.Sync, peer)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if err := m.admit(conn, addr, peer); err != nil {
-		return err
-	}
 	defer context.AfterFunc(m.ctx, func() { _ = conn.Close() })()
 	return m.run(conn, (*session).call)
 }
@@ -229,16 +226,6 @@ func (c *Cluster) settle() {
 	}
 	silent := slices.ContainsFunc(c.book.list((*host).awaited), func(id cluster.HostID) bool { return c.table.streams[id] == nil })
 	if c.trusted || !silent || time.Since(c.exchanged) > settleAfter {
-		c.settled = true
-		c.changed()
-	}
-}
-
-// settleAlone: there is nobody to hear of.
-func (c *Cluster) settleAlone() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.book.list((*host).awaited)) == 0 && !c.settled {
 		c.settled = true
 		c.changed()
 	}
