@@ -3,6 +3,7 @@ package driver
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"github.com/docker/go-plugins-helpers/network"
 
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/driver/kernel"
 )
 
 // Docker waits for ever, and shows the user nothing meanwhile. So each call is
@@ -38,6 +40,9 @@ func (d *Driver) CreateNetwork(ctx context.Context, r *network.CreateNetworkRequ
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	n, err := d.parseNetwork(r)
+	if err == nil {
+		n.Options.Attach, err = d.attach(ctx, n.Options.Attach)
+	}
 	if err != nil {
 		return fmt.Errorf("create network: %w", err)
 	}
@@ -175,6 +180,24 @@ func (d *Driver) parseNetwork(r *network.CreateNetworkRequest) (Network, error) 
 	}
 	n.Pools = cluster.PoolSet(n.Pools)
 	return n, nil
+}
+
+// attach resolves how containers meet the VXLAN device: as macvlan, the faster
+// way, unless the user or the kernel says otherwise.
+func (d *Driver) attach(ctx context.Context, asked string) (string, error) {
+	if asked == "bridge" {
+		return asked, nil
+	}
+	able, err := d.cfg.Kernel.Makes(ctx, kernel.Macvlan)
+	switch {
+	case err != nil:
+		return "", err
+	case able:
+		return "macvlan", nil
+	case asked == "macvlan":
+		return "", errors.New("option attach=macvlan: this host's kernel has no macvlan: load the module macvlan, or use -o attach=bridge")
+	}
+	return "bridge", nil
 }
 
 // definition is what the options ask the whole cluster to agree on.

@@ -18,7 +18,7 @@ type Options struct {
 	MTU      int    `json:"mtu,omitempty"`      // inside, in bytes
 	Underlay int    `json:"underlay,omitempty"` // MTU below, as Docker's overlay driver has it
 	VNI      uint32 `json:"vni,omitempty"`
-	Attach   string `json:"attach,omitempty"`
+	Attach   string `json:"attach,omitempty"` // a Network's is macvlan or bridge
 	ARP      string `json:"arp,omitempty"`
 	BUM      string `json:"bum,omitempty"`
 	Gateway  string `json:"gateway,omitempty"`
@@ -31,7 +31,7 @@ type Options struct {
 // but must be for two Docker networks of one host that are the same network.
 func (o Options) local() []setting {
 	return []setting{
-		{"attach", o.attach()},
+		{"attach", o.Attach},
 		{"gateway", cmp.Or(o.Gateway, "docker")},
 		{"internal", strconv.FormatBool(o.Internal)},
 		{"ipam", map[bool]string{false: "isthmus", true: "foreign"}[o.Foreign]},
@@ -39,14 +39,6 @@ func (o Options) local() []setting {
 }
 
 type setting struct{ key, value string }
-
-// attach resolves attach=auto.
-func (o Options) attach() string {
-	if o.Attach == "bridge" {
-		return "bridge"
-	}
-	return "macvlan"
-}
 
 // option is one key of -o: where it belongs and what it may say.
 type option struct {

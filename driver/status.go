@@ -112,7 +112,7 @@ func (d *Driver) Networks() []NetworkStatus {
 	for _, s := range p.Segments {
 		n := NetworkStatus{
 			ID: s.Cluster, Docker: s.docker, Pools: s.Pools, Mode: s.Def.Mode, VNI: s.Def.VNI, Device: s.Device,
-			Attach: s.Options.attach(), MTU: s.MTU, ARP: cmp.Or(s.Def.ARP, "suppress"), BUM: cmp.Or(s.Def.BUM, "replicate"),
+			Attach: s.Options.Attach, MTU: s.MTU, ARP: cmp.Or(s.Def.ARP, "suppress"), BUM: cmp.Or(s.Def.BUM, "replicate"),
 			Gateway: cmp.Or(s.Options.Gateway, "docker"), Internal: s.Options.Internal, Foreign: s.Options.Foreign,
 			Local: len(s.Local),
 		}

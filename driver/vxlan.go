@@ -41,7 +41,7 @@ func planVXLAN(n *segment, v View, d *Desired) {
 		kernel.Guard{Dev: device.Name, Rule: kernel.DropInput},
 		kernel.Guard{Dev: companion.Name, Rule: kernel.DropInput},
 	}
-	if n.Options.attach() == "bridge" {
+	if n.Options.Attach == "bridge" {
 		companion = kernel.Link{Name: bridgeDevice(n.Def.VNI), Kind: kernel.Bridge, MTU: device.MTU}
 		device.Master = companion.Name
 		guards = []kernel.Object{
@@ -97,7 +97,7 @@ func attachVXLAN(n held, e Endpoint, mtu int) kernel.Handover {
 		},
 		Sandbox: e.Sandbox, Name: e.Inside, Addrs: e.Addrs(),
 	}
-	if n.Options.attach() == "bridge" {
+	if n.Options.Attach == "bridge" {
 		h.Link.Kind, h.Link.Parent, h.Link.Peer = kernel.Veth, "", e.hostEnd()
 		h.Host = kernel.Link{
 			Name: e.hostEnd(), Kind: kernel.Veth, Standing: kernel.Adopted,

@@ -255,3 +255,23 @@ func addrOf(ip net.IP) netip.Addr {
 func sortedKeys[V any](m map[string]V) []string {
 	return slices.Sorted(maps.Keys(m))
 }
+
+// Makes implements Kernel. A macvlan without a link below is refused as invalid
+// (EINVAL) by a kernel that knows the kind, and as not supported by one that
+// does not, after it tried to load the module (rtnl_newlink in
+// net/core/rtnetlink.c).
+func (k *Linux) Makes(_ context.Context, kind Kind) (bool, error) {
+	if kind != Macvlan {
+		return true, nil // without the others nothing works at all
+	}
+	err := k.h.LinkAdd(&netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: Prefix + "probe"}, Mode: netlink.MACVLAN_MODE_BRIDGE})
+	switch {
+	case errors.Is(err, unix.EINVAL):
+		return true, nil
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return false, nil
+	case err == nil:
+		err = errors.New("it made one without a link below")
+	}
+	return false, fmt.Errorf("ask the kernel for %s: %w", kind, err)
+}

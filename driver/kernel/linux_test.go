@@ -96,6 +96,19 @@ func TestLinuxRoundTrip(t *testing.T) {
 	}
 }
 
+func TestLinuxMakes(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	for _, kind := range []kernel.Kind{kernel.VXLAN, kernel.Bridge, kernel.Veth, kernel.Macvlan} {
+		if able, err := s.open().Makes(t.Context(), kind); err != nil || !able {
+			t.Errorf("make %s: %t, %v", kind, able, err)
+		}
+	}
+	if left := s.sh("ip -br link show group 26995"); left != "" {
+		t.Errorf("asking left a link behind: %s", left)
+	}
+}
+
 func TestLinuxLocalChangesInPlace(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ local, far string }{{"192.0.2.1", "192.0.2.9"}, {"fd00::1", "fd00::9"}} {

@@ -272,6 +272,9 @@ type Kernel interface {
 	// local tables, sorted, without the default routes and link-local ones:
 	// what a new pool must avoid.
 	Routes(ctx context.Context) ([]netip.Prefix, error)
+	// Makes reports whether the kernel can make links of a kind: it is built in,
+	// or its module could be loaded.
+	Makes(ctx context.Context, kind Kind) (bool, error)
 	// Watch signals, by a one-slot channel, that something under our marks or
 	// of the underlay may have changed (link, FDB, neighbour and nftables
 	// notifications; global addresses, link MTU, default route; an overrun).

@@ -28,6 +28,7 @@ type Fake struct {
 	announced []kernel.Announcement
 	underlay  kernel.Underlay
 	routes    []netip.Prefix
+	lacks     kernel.Kind
 	watchers  map[chan<- struct{}]bool
 }
 
@@ -327,6 +328,20 @@ func (f *Fake) Routes(ctx context.Context) ([]netip.Prefix, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.routes), f.fails(ctx, "routes")
+}
+
+// Lack makes the kernel one without a kind of link.
+func (f *Fake) Lack(kind kernel.Kind) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lacks = kind
+}
+
+// Makes implements kernel.Kernel.
+func (f *Fake) Makes(_ context.Context, kind kernel.Kind) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return kind != f.lacks, nil
 }
 
 // Watch signals once at the start and after every change.
