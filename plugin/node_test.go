@@ -212,7 +212,7 @@ func (h *host) status() Status {
 // await waits for a condition, and says what it was where it does not come.
 func (h *host) await(what string, cond func() bool) {
 	h.t.Helper()
-	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !cond(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			s, _ := json.MarshalIndent(h.status(), "", " ")
 			h.t.Fatalf("%s: waited in vain: %s\n%s\n%s", h.cfg.Name, what, h.kernel, s)
