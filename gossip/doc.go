@@ -33,7 +33,8 @@
 // an entry means. wire.go encodes. exchange.go is one anti-entropy exchange,
 // sync.go when to have one. hint.go is the fast path. book.go is the address
 // book, join.go dials from it. member.go and delegate.go put memberlist on
-// top of the transport.
+// top of network.go, which is what is needed of the transport. cluster.go is
+// the door.
 //
 // # Traps
 //
@@ -44,8 +45,8 @@
 //   - memberlist keeps the order of no two messages (its queue is a stack) and
 //     drops them under load. Merging commutes, and hints are only hints.
 //   - A dead host that answers again is ignored until it has refuted its death
-//     with a higher incarnation, which it learns in a first join and tells in a
-//     second one.
+//     with a higher incarnation: it hears of its death in a join, and the
+//     refutation arrives by gossip or with the next join.
 //   - A host that has not published yet in this run says nothing: others keep
 //     what it said before it restarted. An empty Publish says "I hold nothing".
 //   - A stream is one message on the wire, of at most 4 MiB (about 50,000

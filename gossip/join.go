@@ -162,9 +162,9 @@ func (m *member) joinTargets() ([]string, error) {
 	return out, err
 }
 
-// join exchanges membership with the host at [name/]address, twice if need be:
-// two hosts that hold each other dead learn it from the first exchange, refute
-// it, and take note of that in the second. This host itself is no error.
+// join exchanges membership with the host at [name/]address. This host itself
+// is no error. That a host answered does not make it alive here yet: one that
+// was held dead first has to hear of that, and to refute it.
 func (m *member) join(target string) error {
 	_, s, named := strings.Cut(target, "/")
 	if !named {
@@ -174,23 +174,17 @@ func (m *member) join(target string) error {
 	if err != nil {
 		return err
 	}
-	for range 2 {
-		_, err := m.list.Join([]string{target})
-		m.mu.Lock()
-		last := m.answers[a]
-		h := m.book.hosts[last.peer]
-		alive := h != nil && h.alive
-		m.mu.Unlock()
-		switch {
-		case last.peer == m.cfg.ID:
-			return nil
-		case err != nil && last.err != nil:
-			return last.err // what memberlist made of it is longer and says less
-		case err != nil || alive:
-			return err
-		}
+	_, err = m.list.Join([]string{target})
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	last := m.answers[a]
+	if err == nil || last.peer == m.cfg.ID {
+		return nil
 	}
-	return nil
+	if last.err != nil {
+		return last.err // what memberlist made of it is longer and says less
+	}
+	return err
 }
 
 // alivePeers are the other hosts that are alive; call with mu held.
