@@ -29,11 +29,6 @@ const (
 	ifnameKey   = dockerPrefix + "endpoint.ifname"
 )
 
-// GetCapabilities says how Docker shall use the driver.
-func (d *Driver) GetCapabilities(context.Context) (*network.CapabilitiesResponse, error) {
-	return &network.CapabilitiesResponse{Scope: d.cfg.Scope, ConnectivityScope: network.GlobalScope}, nil
-}
-
 // CreateNetwork stores the network and makes what it needs in the kernel. When
 // the local copy of the registry has it already, no other host is asked.
 func (d *Driver) CreateNetwork(ctx context.Context, r *network.CreateNetworkRequest) error {

@@ -71,14 +71,6 @@ func TestJoinAnswer(t *testing.T) {
 	}
 }
 
-func TestCapabilities(t *testing.T) {
-	h := startHost(t)
-	r, err := h.GetCapabilities(anyContext)
-	if err != nil || r.Scope != "local" || r.ConnectivityScope != "global" {
-		t.Fatalf("got %+v, %v", r, err)
-	}
-}
-
 func TestCallsAreIdempotent(t *testing.T) {
 	h := startHost(t)
 	h.app()

@@ -55,7 +55,7 @@ type Addresses interface {
 	Holds(cluster.PoolKey) bool
 }
 
-// Config is what a Driver needs. All fields but Name, Scope and MTU are
+// Config is what a Driver needs. All fields but Name and MTU are
 // required.
 type Config struct {
 	DB        *bbolt.DB
@@ -67,7 +67,6 @@ type Config struct {
 	VTEP      netip.Addr // this host's address on the underlay
 	MTU       int        // of the underlay link, in bytes; 0: as Heard says of this host
 	Port      uint16     // UDP port of VXLAN
-	Scope     string     // "local" (default) or "global"
 	Name      string     // by which users call the plugin, "isthmus:latest" if empty
 	Log       logrus.FieldLogger
 }
@@ -105,9 +104,6 @@ type Driver struct {
 func Open(cfg Config) (*Driver, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
-	}
-	if cfg.Scope == "" {
-		cfg.Scope = "local"
 	}
 	if cfg.Name == "" {
 		cfg.Name = "isthmus:latest"

@@ -106,7 +106,7 @@ func mends(t *testing.T, s *site) {
 				{"neighbours", "ip neigh flush nud permanent dev " + dev + "; ip -6 neigh flush nud permanent dev " + dev},
 				{"link-down", "ip link set " + dev + " down"},
 				{"mac", "ip link set " + dev + " address 02:00:00:00:00:99"},
-				{"ruleset", "nft flush ruleset"},
+				{"guards", "nft delete table inet isthmus; nft delete table arp isthmus"},
 				{"device", "ip link del " + dev},
 			}
 			if attach == "bridge" {

@@ -21,7 +21,7 @@ const (
 	streamTimeout = 4 * time.Second
 	// reclaimTime is how long a failed host's name stays bound to its old
 	// address, against flapping between two hosts with one identity.
-	reclaimTime = 30 * time.Second
+	reclaimTime = 5 * time.Second
 	// datagram is memberlist's packet size where the underlay's MTU allows it.
 	datagram = 1400
 	// headers are those of IPv6 and UDP, and some tunnel's on the way.

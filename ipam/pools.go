@@ -26,16 +26,6 @@ func default6(id cluster.ID) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16(b), 48)
 }
 
-// GetCapabilities asks Docker for nothing: MAC addresses come from the network
-// driver, and requests are remembered here, so that none need be replayed.
-func (i *IPAM) GetCapabilities(context.Context) (*docker.CapabilitiesResponse, error) {
-	return &docker.CapabilitiesResponse{}, nil
-}
-
-func (i *IPAM) GetDefaultAddressSpaces(context.Context) (*docker.AddressSpacesResponse, error) {
-	return &docker.AddressSpacesResponse{LocalDefaultAddressSpace: AddressSpace, GlobalDefaultAddressSpace: AddressSpace}, nil
-}
-
 // RequestPool attaches this host to a pool for one Docker network. A pool that
 // the host holds, or keeps parked, is answered from the local copy.
 func (i *IPAM) RequestPool(ctx context.Context, req *docker.RequestPoolRequest) (*docker.RequestPoolResponse, error) {

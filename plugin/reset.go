@@ -93,9 +93,15 @@ func (n *node) giveBack(ctx context.Context) []string {
 	ctx, cancel := context.WithTimeout(ctx, giveBackBound)
 	defer cancel()
 	var left []string
-	for _, p := range n.ipam.Status() { // or it would take all of it back
+	for _, p := range n.ipam.Status() {
 		if err := n.ipam.Forget(ctx, p.Pool); err != nil {
 			left = append(left, err.Error())
+			continue
+		}
+		// In good order where that is possible. What a container was about to
+		// use is not given up so; it is taken back below.
+		if err := n.ipam.Recalled(ctx, p.Pool); err != nil {
+			n.log.WithError(err).Debug("give back a pool")
 		}
 	}
 	for _, c := range holdings(n.ledger.Registry(), n.id) {
