@@ -339,7 +339,7 @@ func testEngine(t *testing.T, l *lab.Lab) {
 	if got := must(h.Docker(ctx, "run", "--rm", lab.Image, "echo", "hello")); got != "hello" {
 		t.Errorf("the container said %q", got)
 	}
-	must(h.Docker(ctx, "run", "-d", "--name", "long", lab.Image, "sleep", "1000"))
+	must(h.Docker(ctx, "run", "-d", "--stop-signal", "KILL", "--name", "long", lab.Image, "sleep", "1000"))
 	if err := h.KillEngine(ctx); err != nil {
 		t.Fatal(err)
 	}

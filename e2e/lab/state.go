@@ -85,6 +85,7 @@ type Summary struct {
 	Engine   string
 	Detached bool
 	Live     bool // false: left behind, for Sweep
+	Made     bool // false: not all of it is up yet
 	Since    time.Time
 }
 
@@ -101,7 +102,7 @@ func List() ([]Summary, error) {
 			list = append(list, Summary{ID: id})
 			continue
 		}
-		list = append(list, Summary{ID: id, Hosts: s.Config.Hosts, Engine: s.Config.Engine, Detached: s.Config.Detached, Live: s.live(), Since: s.Since})
+		list = append(list, Summary{ID: id, Hosts: s.Config.Hosts, Engine: s.Config.Engine, Detached: s.Config.Detached, Live: s.live(), Made: s.Made, Since: s.Since})
 	}
 	return list, nil
 }

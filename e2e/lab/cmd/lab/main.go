@@ -98,6 +98,8 @@ func (*listCmd) Run() error {
 		switch {
 		case !l.Live:
 			state = "left behind: lab sweep"
+		case !l.Made:
+			state = "starting"
 		case l.Detached:
 			state = "up"
 		}
