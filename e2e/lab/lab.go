@@ -41,6 +41,9 @@ func Up(ctx context.Context, c Config) (*Lab, error) {
 		return nil, err
 	}
 	if err := l.up(ctx); err != nil {
+		if ctx.Err() != nil { // what failed then failed for that
+			err = fmt.Errorf("make lab: %w", context.Cause(ctx))
+		}
 		return nil, errors.Join(err, l.Down())
 	}
 	return l, nil
