@@ -63,27 +63,79 @@ func reachability(t *testing.T, s *site, attach string, subnet4, subnet6 string)
 	})
 	t.Run("resolution-stays-on-the-host", func(t *testing.T) {
 		from, to := boxes[0], boxes[1]
-		capture, err := from.host.Capture(t.Context(), "eth0", "udp port 8475")
-		if err != nil {
-			t.Fatal(err)
-		}
 		fresh := run(t, from.host, network+"-fresh", network) // has resolved nobody yet
 		defer removeBoxes(t, fresh)
-		fresh.must(t, "ping", "-c", "2", "-W", "3", to.ip4)
-		fresh.must(t, "ping", "-c", "2", "-W", "3", to.ip6)
-		packets, err := capture.Stop(t.Context())
+		tunnel, resolution := captures(t, from.host, func() {
+			fresh.must(t, "ping", "-c", "2", "-i", "0.1", "-W", "3", to.ip4)
+			fresh.must(t, "ping", "-c", "2", "-i", "0.1", "-W", "3", to.ip6)
+		})
+		if len(tunnel) < 8 {
+			t.Errorf("%d packets in the tunnel, want those of four pings at least", len(tunnel))
+		}
+		if len(resolution) != 0 {
+			t.Errorf("resolution reached the wire: %v", resolution)
+		}
+	})
+}
+
+// captures returns the tunnel's packets on the underlay while do ran, and those
+// of them that are ARP or neighbour solicitations inside. Offsets are from the
+// UDP header, of which the VXLAN header and the inner frame follow after 8 bytes.
+func captures(t *testing.T, h *lab.Host, do func()) (tunnel, resolution []string) {
+	t.Helper()
+	at := func(offset int) string { return fmt.Sprintf("udp[%d", offset) }
+	if h.IP().Is6() {
+		at = func(offset int) string { return fmt.Sprintf("ip6[%d", 40+offset) }
+	}
+	arp := at(28) + ":2] = 0x0806"
+	solicitation := at(28) + ":2] = 0x86dd and " + at(36) + "] = 58 and " + at(70) + "] = 135"
+	var all []*lab.Capture
+	for _, filter := range []string{"udp port 8475", "udp port 8475 and (" + arp + " or (" + solicitation + "))"} {
+		c, err := h.Capture(t.Context(), "eth0", filter)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(packets) < 8 {
-			t.Errorf("capture shows %d tunnel packets, want the pings at least", len(packets))
+		all = append(all, c)
+	}
+	do()
+	var packets [2][]string
+	for i, c := range all {
+		var err error
+		if packets[i], err = c.Stop(t.Context()); err != nil {
+			t.Fatal(err)
 		}
-		for _, p := range packets {
-			if strings.Contains(p, "ARP") || strings.Contains(p, "neighbor solicitation, ") && strings.Contains(p, "who has "+to.ip6) {
-				t.Errorf("resolution reached the wire: %s", p)
-			}
-		}
+	}
+	return packets[0], packets[1]
+}
+
+// floods: arp=flood sends resolution to the others, so that addresses that only
+// a container knows of are found; bum=none sends no broadcast.
+func floods(t *testing.T, s *site) {
+	s.createNetwork(t, "flood", []string{"--subnet", "10.53.0.0/24", "--ipv6", "--subnet", "fd53::/64", "-o", "arp=flood"})
+	s.createNetwork(t, "quiet", []string{"--subnet", "10.54.0.0/24", "-o", "bum=none"})
+	boxes := s.oneOnEach(t, "flood", "--cap-add", "NET_ADMIN")
+	from, to := boxes[0], boxes[1]
+	to.must(t, "ip", "addr", "add", "10.53.0.250/24", "dev", "eth0") // as VRRP would
+	_, resolution := captures(t, from.host, func() {
+		from.must(t, "ping", "-c", "1", "-W", "3", to.ip4)
+		from.must(t, "ping", "-c", "1", "-W", "3", to.ip6)
+		from.must(t, "ping", "-c", "1", "-W", "3", "10.53.0.250")
 	})
+	if len(resolution) < 3 {
+		t.Errorf("with arp=flood %d requests are on the wire, want three at least: %v", len(resolution), resolution)
+	}
+	removeBoxes(t, boxes...)
+
+	boxes = s.oneOnEach(t, "quiet")
+	r := boxes[1].begin(t, "box", "recv", "--count", "1", "--iface", "eth0")
+	boxes[0].must(t, "box", "send", "--iface", "eth0", "255.255.255.255", "cast")
+	boxes[0].must(t, "box", "send", "--iface", "eth0", boxes[1].ip4, "last")
+	if out, err := r.wait(20 * time.Second); err != nil || !strings.Contains(out, `"last"`) {
+		t.Errorf("with bum=none a broadcast arrived: %v %s", err, out)
+	}
+	removeBoxes(t, boxes...)
+	s.removeNetwork(t, "flood")
+	s.removeNetwork(t, "quiet")
 }
 
 // deliveredOnce sends datagrams from the first box and demands that all others

@@ -20,6 +20,7 @@ func TestVXLAN(t *testing.T) {
 		t.Run("reach-"+attach, func(t *testing.T) { reachability(t, s, attach, "10.32.0.0/16", "fd32::/64") })
 	}
 	t.Run("mixed-attach", func(t *testing.T) { mixedAttach(t, s) })
+	t.Run("flood", func(t *testing.T) { floods(t, s) })
 	t.Run("isolation", func(t *testing.T) { isolation(t, s) })
 	t.Run("host-stack", func(t *testing.T) { hostStack(t, s) })
 	t.Run("ports", func(t *testing.T) { publishedPorts(t, s) })
