@@ -1,5 +1,5 @@
 # A menu: every target is one line that calls a script.
-.PHONY: help build plugin install lint test test-unit test-race test-kernel test-e2e bench demo demo-down lab clean
+.PHONY: help build plugin install lint test test-unit test-race test-kernel test-e2e test-engines bench demo demo-down lab clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -30,6 +30,9 @@ test-kernel: ## the kernel door, in network namespaces of its own; needs root
 
 test-e2e: ## real engines on several hosts made on this machine; needs root
 	@scripts/test e2e
+
+test-engines: ## the same on engines 26, 28 and 29, fetched and built the first time
+	@scripts/test engines
 
 bench: ## against the plain host path and Docker's overlay, on the same engines
 	@scripts/bench
