@@ -245,7 +245,7 @@ func (h *host) network(subnet, ipRange, gateway string, aux ...string) (string, 
 	if err := h.Prepare(h.lab.t.Context(), []cluster.PoolKey{key}); err != nil {
 		return undo(err)
 	}
-	h.networked[key] = true
+	h.setNetworked(key, true)
 	return id, nil
 }
 
@@ -272,7 +272,7 @@ func (h *host) remove(id string) {
 	if err := h.release(id); err != nil {
 		h.lab.t.Fatalf("release pool %s: %v", id, err)
 	}
-	h.networked[keyOf(id)] = false
+	h.setNetworked(keyOf(id), false)
 }
 
 // start hands out an address and brings its endpoint to life.
@@ -286,6 +286,12 @@ func (h *host) start(id, address, name string) (netip.Addr, error) {
 		h.setLive(id, a, true)
 	}
 	return a, err
+}
+
+func (h *host) setNetworked(key cluster.PoolKey, networked bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.networked[key] = networked
 }
 
 func (h *host) setLive(id string, a netip.Addr, live bool) {

@@ -120,7 +120,7 @@ func TestPoolOfAnotherIPAMIsLeftAlone(t *testing.T) {
 	key := cluster.PoolKey{Prefix: prefix("10.5.0.0/24")}
 	must[cluster.Result](t)(h.Host.Propose(t.Context(), cluster.Command{AttachPool: &cluster.AttachPool{Prefix: key.Prefix}}))
 	h.work()
-	h.networked[key] = true // the network driver attached it
+	h.setNetworked(key, true) // the network driver attached it
 	for range 3 {
 		l.pass(keepTime)
 		h.work()

@@ -119,7 +119,7 @@ func (s *sim) destroy(h *host, e *engine, at int) {
 	}
 	e.networks = slices.Delete(e.networks, at, at+1)
 	h.remove(n.id)
-	h.networked[keyOf(n.id)] = slices.ContainsFunc(e.networks, func(m *simNetwork) bool { return keyOf(m.id) == keyOf(n.id) })
+	h.setNetworked(keyOf(n.id), slices.ContainsFunc(e.networks, func(m *simNetwork) bool { return keyOf(m.id) == keyOf(n.id) }))
 }
 
 func (s *sim) run(h *host, e *engine, n *simNetwork) {
@@ -243,7 +243,7 @@ func (s *sim) settle() {
 		}
 		for _, p := range h.Status() {
 			if p.Uses > 0 { // Docker's answer was lost with a crash: `networks forget`
-				h.networked[p.Pool] = false
+				h.setNetworked(p.Pool, false)
 				if err := h.Forget(s.t.Context(), p.Pool); err != nil {
 					s.t.Fatal(err)
 				}
