@@ -101,22 +101,7 @@ func reset(t *testing.T, s *site) {
 	}
 	eventually(t, 20*time.Second, func() error { return unchanged(t.Context(), h, before) })
 	// It comes back as a new host that joins the same cluster.
-	eventually(t, 30*time.Second, func() error {
-		members, err := membersOf(t.Context(), h)
-		if err != nil {
-			return err
-		}
-		alive := 0
-		for _, m := range members {
-			if m.State == "alive" {
-				alive++
-			}
-		}
-		if alive < len(s.Hosts()) {
-			return fmt.Errorf("%d members alive after reset: %+v", alive, members)
-		}
-		return nil
-	})
+	s.awaitMembers(t, len(s.Hosts()), h)
 	docker(t, h, "network", "rm", "doomed")
 }
 

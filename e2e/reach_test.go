@@ -187,6 +187,34 @@ func broadcastOf(t *testing.T, subnet string) string {
 	return netip.AddrFrom4(b).String()
 }
 
+// bridgeFilter: Docker's FORWARD policy DROP does not stop bridge attach,
+// whether bridged frames are shown to it or not.
+func bridgeFilter(t *testing.T, s *site) {
+	s.createNetwork(t, "filter", []string{"--subnet", "10.55.0.0/24", "--ipv6", "--subnet", "fd55::/64", "-o", "attach=bridge"})
+	boxes := append(s.oneOnEach(t, "filter"), run(t, s.Host(1), "filter-neighbour", "filter"))
+	defer func() {
+		removeBoxes(t, boxes...)
+		s.removeNetwork(t, "filter")
+	}()
+	for _, shown := range []string{"0", "1"} {
+		for _, h := range s.Hosts() {
+			lab.Must(t)(h.Exec(t.Context(), "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables="+shown, "net.bridge.bridge-nf-call-ip6tables="+shown))
+			if policy := lab.Must(t)(h.Exec(t.Context(), "iptables", "-S", "FORWARD")); !strings.HasPrefix(policy, "-P FORWARD DROP") {
+				t.Fatalf("%s has FORWARD policy %q, and the test proves nothing", h.Name, policy)
+			}
+		}
+		for _, from := range boxes {
+			var script []string
+			for _, to := range boxes {
+				if from != to {
+					script = append(script, "ping -c 1 -W 3 "+to.ip4, "ping -c 1 -W 3 "+to.ip6, "box tcp "+to.ip4)
+				}
+			}
+			from.must(t, "sh", "-ec", strings.Join(script, "; "))
+		}
+	}
+}
+
 // hostStack: what arrives on a VXLAN device never enters the host's own stack.
 func hostStack(t *testing.T, s *site) {
 	for _, attach := range []string{"macvlan", "bridge"} {

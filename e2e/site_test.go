@@ -81,10 +81,10 @@ func linkBinary(ctx context.Context, h *lab.Host) error {
 	return err
 }
 
-// awaitMembers waits until each host counts n members alive.
-func (s *site) awaitMembers(t *testing.T, n int) {
+// awaitMembers waits until each of the hosts, or all, counts n members alive.
+func (s *site) awaitMembers(t *testing.T, n int, hosts ...*lab.Host) {
 	t.Helper()
-	for _, h := range s.Hosts() {
+	for _, h := range s.orAll(hosts) {
 		eventually(t, 30*time.Second, func() error {
 			members, err := membersOf(t.Context(), h)
 			if err != nil {

@@ -21,6 +21,7 @@ func TestVXLAN(t *testing.T) {
 	}
 	t.Run("mixed-attach", func(t *testing.T) { mixedAttach(t, s) })
 	t.Run("flood", func(t *testing.T) { floods(t, s) })
+	t.Run("bridge-filter", func(t *testing.T) { bridgeFilter(t, s) })
 	t.Run("isolation", func(t *testing.T) { isolation(t, s) })
 	t.Run("host-stack", func(t *testing.T) { hostStack(t, s) })
 	t.Run("ports", func(t *testing.T) { publishedPorts(t, s) })

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"flag"
@@ -74,7 +75,7 @@ func run(ctx context.Context, rounds int, length time.Duration, plugin string) (
 		}
 	}
 	show(paths)
-	return nil
+	return starts(ctx, l, rounds)
 }
 
 // prepare makes the four paths, with containers at both ends of three of them.
@@ -172,4 +173,57 @@ func show(paths []*path) {
 func median(v []float64) float64 {
 	s := slices.Sorted(slices.Values(v))
 	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}
+
+// starts measures how long after a container's start on host 1 the forwarding
+// entry for it is on host 2, beside how long the start itself takes.
+func starts(ctx context.Context, l *lab.Lab, rounds int) error {
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	monitor := l.Host(2).Command(watching, "stdbuf", "-oL", "bridge", "monitor", "fdb")
+	out, err := monitor.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := monitor.Start(); err != nil {
+		return err
+	}
+	type sighting struct {
+		line string
+		at   time.Time
+	}
+	seen := make(chan sighting, 1024)
+	go func() {
+		for scan := bufio.NewScanner(out); scan.Scan(); {
+			seen <- sighting{scan.Text(), time.Now()}
+		}
+	}()
+	var run, entry []float64
+	for i := range rounds {
+		name := fmt.Sprintf("start-%d", i)
+		begin := time.Now()
+		if _, err := l.Host(1).Docker(ctx, "run", "-d", "--name", name, "--network", "macvlan", lab.Image, "box", "serve"); err != nil {
+			return err
+		}
+		run = append(run, float64(time.Since(begin).Milliseconds()))
+		mac, err := l.Host(1).Docker(ctx, "inspect", "-f", "{{.NetworkSettings.Networks.macvlan.MacAddress}}", name)
+		if err != nil {
+			return err
+		}
+		for deadline := time.After(10 * time.Second); ; {
+			select {
+			case s := <-seen:
+				if !strings.HasPrefix(s.line, strings.TrimSpace(mac)) {
+					continue
+				}
+				entry = append(entry, float64(s.at.Sub(begin).Milliseconds()))
+			case <-deadline:
+				return fmt.Errorf("measure starts: host 2 never had an entry for %s", name)
+			}
+			break
+		}
+	}
+	fmt.Printf("start of a container on host 1: docker run returns after %.0f ms, host 2 has its forwarding entry after %.0f ms (medians of %d)\n",
+		median(run), median(entry), rounds)
+	return nil
 }
