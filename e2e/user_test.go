@@ -106,16 +106,23 @@ func poolChoices(t *testing.T, s *site) {
 			s.createNetwork(t, "ranges", []string{"--subnet", "10.48.0.0/24", "--gateway", "10.48.0.254",
 				"--aux-address", "router=10.48.0.65", "--ip-range", fmt.Sprintf("10.48.0.%d/27", 64+32*i)}, h)
 		}
-		for i, h := range s.Hosts() {
-			inside := netip.MustParsePrefix(fmt.Sprintf("10.48.0.%d/27", 64+32*i))
+		boxes := make([]*box, 3*len(s.Hosts()))
+		each(t, s.Hosts(), func(h *lab.Host) (err error) {
 			for n := range 3 {
-				b := run(t, h, fmt.Sprintf("range-%d-%d", i, n), "ranges")
-				defer removeBoxes(t, b)
-				if a := netip.MustParseAddr(b.ip4); !inside.Contains(a) || b.ip4 == "10.48.0.65" {
-					t.Errorf("%s got %s, want one of %s and not the auxiliary address", b.name, b.ip4, inside)
+				i := 3*(h.Index-1) + n
+				if boxes[i], err = start(t.Context(), h, fmt.Sprintf("range-%d", i), "ranges"); err != nil {
+					return err
 				}
 			}
+			return nil
+		})
+		for i, b := range boxes {
+			inside := netip.MustParsePrefix(fmt.Sprintf("10.48.0.%d/27", 64+32*(i/3)))
+			if a := netip.MustParseAddr(b.ip4); !inside.Contains(a) || b.ip4 == "10.48.0.65" {
+				t.Errorf("%s got %s, want one of %s and not the auxiliary address", b.name, b.ip4, inside)
+			}
 		}
+		removeBoxes(t, boxes...)
 	})
 	s.removeNetwork(t, "ranges")
 	t.Run("space", func(t *testing.T) {
