@@ -91,9 +91,11 @@ func prepare(ctx context.Context, l *lab.Lab, plugin string) ([]*path, error) {
 		if err := h.InstallPlugin(ctx, ref, "JOIN=host1,host2", "CLUSTER_KEY=only for the benchmark"); err != nil {
 			return nil, err
 		}
+	}
+	for _, h := range l.Hosts() {
 		for i, attach := range []string{"macvlan", "bridge"} {
 			if _, err := h.Docker(ctx, "network", "create", "-d", driver, "--ipam-driver", driver, "--scope", "local",
-				"--subnet", fmt.Sprintf("10.%d.0.0/24", 61+i), "-o", "attach="+attach, attach); err != nil {
+				"--subnet", fmt.Sprintf("10.%d.0.0/24", 61+i), "-o", "attach="+attach, "by-"+attach); err != nil {
 				return nil, err
 			}
 		}
@@ -108,7 +110,7 @@ func prepare(ctx context.Context, l *lab.Lab, plugin string) ([]*path, error) {
 			return l.Host(2).Exec(ctx, append([]string{"box"}, args...)...)
 		},
 	}}
-	for _, network := range []string{"overlay", "macvlan", "bridge"} {
+	for _, network := range []string{"overlay", "by-macvlan", "by-bridge"} {
 		if _, err := l.Host(1).Docker(ctx, "run", "-d", "--name", "serve-"+network, "--network", network, lab.Image, "box", "serve"); err != nil {
 			return nil, err
 		}
@@ -119,7 +121,7 @@ func prepare(ctx context.Context, l *lab.Lab, plugin string) ([]*path, error) {
 		if err != nil {
 			return nil, err
 		}
-		name := "isthmus vxlan, " + network
+		name := "isthmus vxlan, " + strings.TrimPrefix(network, "by-")
 		if network == "overlay" {
 			name = "Docker's Swarm overlay"
 		}
@@ -202,11 +204,11 @@ func starts(ctx context.Context, l *lab.Lab, rounds int) error {
 	for i := range rounds {
 		name := fmt.Sprintf("start-%d", i)
 		begin := time.Now()
-		if _, err := l.Host(1).Docker(ctx, "run", "-d", "--name", name, "--network", "macvlan", lab.Image, "box", "serve"); err != nil {
+		if _, err := l.Host(1).Docker(ctx, "run", "-d", "--name", name, "--network", "by-macvlan", lab.Image, "box", "serve"); err != nil {
 			return err
 		}
 		run = append(run, float64(time.Since(begin).Milliseconds()))
-		mac, err := l.Host(1).Docker(ctx, "inspect", "-f", "{{.NetworkSettings.Networks.macvlan.MacAddress}}", name)
+		mac, err := l.Host(1).Docker(ctx, "inspect", "-f", "{{(index .NetworkSettings.Networks \"by-macvlan\").MacAddress}}", name)
 		if err != nil {
 			return err
 		}
