@@ -24,16 +24,20 @@ import (
 
 func main() {
 	rounds := flag.Int("rounds", 8, "interleaved rounds")
+	streams := flag.Int("streams", 4, "connections at once, for throughput")
 	length := flag.Duration("for", 3*time.Second, "length of each measurement")
 	plugin := flag.String("plugin", "build/plugin", "directory of the managed plugin")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *rounds, *length, *plugin); err != nil {
+	if err := run(ctx, *rounds, *streams, *length, *plugin); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
+
+// Several connections at once keep both processors busy, so that throughput
+// shows what a path costs and not how fast one process copies.
 
 // A path is one way from host 2 to host 1.
 type path struct {
@@ -47,7 +51,7 @@ type path struct {
 
 const driver = "isthmus:latest"
 
-func run(ctx context.Context, rounds int, length time.Duration, plugin string) (err error) {
+func run(ctx context.Context, rounds, streams int, length time.Duration, plugin string) (err error) {
 	l, err := lab.Up(ctx, lab.Config{Hosts: 2, Progress: func(step string) { fmt.Fprintln(os.Stderr, step) }})
 	if err != nil {
 		return err
@@ -69,7 +73,7 @@ func run(ctx context.Context, rounds int, length time.Duration, plugin string) (
 		fmt.Fprintf(os.Stderr, "round %d of %d\n", round+1, rounds)
 		for i := range paths {
 			// Each round begins with another path, so that none profits from its place.
-			if err := paths[(i+round)%len(paths)].measure(ctx, length); err != nil {
+			if err := paths[(i+round)%len(paths)].measure(ctx, streams, length); err != nil {
 				return err
 			}
 		}
@@ -133,9 +137,9 @@ func prepare(ctx context.Context, l *lab.Lab, plugin string) ([]*path, error) {
 	return paths, nil
 }
 
-func (p *path) measure(ctx context.Context, length time.Duration) error {
+func (p *path) measure(ctx context.Context, streams int, length time.Duration) error {
 	var stream struct{ MbitPerSecond float64 }
-	if err := p.ask1(ctx, &stream, "throughput", "--for", length.String(), p.addr); err != nil {
+	if err := p.ask1(ctx, &stream, "throughput", "--streams", fmt.Sprint(streams), "--for", length.String(), p.addr); err != nil {
 		return err
 	}
 	var rr struct{ P50Micros, P99Micros float64 }
