@@ -24,7 +24,7 @@ func publishedPorts(t *testing.T, s *site) {
 		t.Helper()
 		for _, from := range []*lab.Host{s.Host(2), s.Host(1)} {
 			eventually(t, 5*time.Second, func() error {
-				out, err := from.Exec(t.Context(), "curl", "-sS", "-m", "2", fmt.Sprintf("http://%s:8081/", s.Host(1).IP()))
+				out, err := from.Exec(t.Context(), "box", "get", fmt.Sprintf("http://%s:8081/", s.Host(1).IP()))
 				if err == nil && !strings.HasPrefix(out, "web ") {
 					err = fmt.Errorf("answered %q", out)
 				}
@@ -60,7 +60,7 @@ func compose(t *testing.T, s *site) {
 			}
 			return err
 		})
-		if out, err := s.Host(3).Exec(t.Context(), "curl", "-sS", "-m", "3", fmt.Sprintf("http://%s:8080/", web.IP())); err != nil {
+		if out, err := s.Host(3).Exec(t.Context(), "box", "get", fmt.Sprintf("http://%s:8080/", web.IP())); err != nil {
 			t.Errorf("published port: %v: %s", err, out)
 		}
 		for h, file := range map[*lab.Host]string{web: "web.yml", client: "client.yml"} {

@@ -21,6 +21,7 @@ type commands struct {
 	Serve      serveCmd      `cmd:"" help:"Answer: TCP and UDP echo, a TCP sink that measures, HTTP."`
 	TCP        tcpCmd        `cmd:"" name:"tcp" help:"Send bytes to an echo server and compare what returns."`
 	UDP        udpCmd        `cmd:"" name:"udp" help:"Send datagrams to an echo server and count what returns."`
+	Get        getCmd        `cmd:"" help:"Fetch from an HTTP server."`
 	Recv       recvCmd       `cmd:"" help:"Print each datagram to a port, unicast, broadcast or of a multicast group."`
 	Send       sendCmd       `cmd:"" help:"Send datagrams to an address, a broadcast address or a multicast group."`
 	Stream     streamCmd     `cmd:"" help:"Keep a numbered flow to an echo server; report loss, duplicates and gaps at the end."`
