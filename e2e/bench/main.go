@@ -24,6 +24,8 @@ import (
 
 func main() {
 	rounds := flag.Int("rounds", 8, "interleaved rounds")
+	// Several keep all processors busy, so that throughput shows what a path
+	// costs and not how fast one process copies.
 	streams := flag.Int("streams", 4, "connections at once, for throughput")
 	length := flag.Duration("for", 3*time.Second, "length of each measurement")
 	plugin := flag.String("plugin", "build/plugin", "directory of the managed plugin")
@@ -35,9 +37,6 @@ func main() {
 		os.Exit(1)
 	}
 }
-
-// Several connections at once keep both processors busy, so that throughput
-// shows what a path costs and not how fast one process copies.
 
 // A path is one way from host 2 to host 1.
 type path struct {
