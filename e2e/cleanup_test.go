@@ -32,12 +32,13 @@ func unchanged(ctx context.Context, h *lab.Host, before []string) error {
 }
 
 // withoutGateway leaves out what Docker itself makes for containers that need
-// docker_gwbridge: the bridge, which it keeps, and veth pairs, whose link-local
-// addresses come late.
+// docker_gwbridge: the bridge, which it keeps, veth pairs, whose link-local
+// addresses come late, and the raw table of engines from 28 on, which stays.
 func withoutGateway(lines []string) []string {
 	var kept []string
 	for _, line := range lines {
-		if !strings.Contains(line, "docker_gwbridge") && !strings.Contains(line, "172.18.0.") && !strings.Contains(line, " veth") {
+		if !strings.Contains(line, "docker_gwbridge") && !strings.Contains(line, "172.18.0.") && !strings.Contains(line, " veth") &&
+			!strings.HasPrefix(line, "nft table ip raw") && !strings.HasPrefix(line, "nft table ip6 raw") {
 			kept = append(kept, line)
 		}
 	}
