@@ -26,6 +26,11 @@ type Command struct {
 	Release       *Release       `json:"release,omitempty"`
 	AttachNetwork *AttachNetwork `json:"attachNetwork,omitempty"`
 	DetachNetwork *DetachNetwork `json:"detachNetwork,omitempty"`
+	Forget        *Forget        `json:"forget,omitempty"`
+	Confirm       *Confirm       `json:"confirm,omitempty"`
+	Leave         *Leave         `json:"leave,omitempty"`
+	Dissolve      *Dissolve      `json:"dissolve,omitempty"`
+	Rebuild       *Rebuild       `json:"rebuild,omitempty"`
 }
 
 // Found is the first command of a log: it names the cluster.
@@ -43,6 +48,10 @@ type Hello struct {
 	VTEP      netip.Addr        `json:"vtep"`
 	Address   netip.AddrPort    `json:"address"`
 	Machine   Machine           `json:"machine"`
+	// Claims are the blocks that the host keeps as active. They count after a
+	// Rebuild only, in the first Hello of the host to the new registry: those
+	// that overlap no other lease are leased to it again, under their number.
+	Claims []Claim `json:"claims,omitempty"`
 }
 
 // AttachPool creates a pool, or joins the host to it. A valid Prefix names the
@@ -97,10 +106,12 @@ type GrantExact struct {
 	Addr netip.Addr `json:"addr"`
 }
 
-// Release gives a lease back. A lease that is not the host's is refused
-// (NotHeld); one that does not exist is answered with success.
+// Release gives a lease back, or, with a valid Addr, that one address of it
+// (Lease.Without). A lease that is not the host's is refused (NotHeld); one
+// that does not exist is answered with success.
 type Release struct {
-	Lease uint64 `json:"lease"`
+	Lease uint64     `json:"lease"`
+	Addr  netip.Addr `json:"addr,omitzero"`
 }
 
 // AttachNetwork creates the network of these pools, or joins the host to it.
@@ -115,6 +126,39 @@ type AttachNetwork struct {
 // when no host holds it and no lease of its pools is left.
 type DetachNetwork struct {
 	Network uint32 `json:"network"`
+}
+
+// Forget takes a host out of the cluster for good: its identity is never let in
+// again (Forgotten), it holds no pool and no network any more, and its leases
+// are free. Leases in networks whose frames cannot be fenced by the VTEP stay
+// with it, in quarantine, until the host itself says Confirm, or an operator
+// says Dead: that it is off and will not come back. Any host may say it, any
+// number of times. A host cannot forget itself (Invalid): that is Leave.
+type Forget struct {
+	Host HostID `json:"host"`
+	Dead bool   `json:"dead,omitempty"`
+}
+
+// Confirm is the last word of a forgotten host: none of its containers uses an
+// address of the cluster any more. It needs no session.
+type Confirm struct{}
+
+// Leave takes the sender out of the cluster, with all that it holds. Its
+// identity is not remembered. A host that still holds a network is refused.
+type Leave struct{}
+
+// Dissolve ends a cluster without pools, whose hosts then join the cluster
+// Into, members of which are at At. It is the last command of its log.
+type Dissolve struct {
+	Into ID               `json:"into"`
+	At   []netip.AddrPort `json:"at"`
+}
+
+// Rebuild is the first command of a log that replaces one that was lost: the
+// registry as it could be put together again, with its Gen raised and without
+// sessions. Hosts that do not say Hello to it are fenced.
+type Rebuild struct {
+	Registry *Registry `json:"registry"`
 }
 
 // Result is the answer to a Command: what it made, or why not.
@@ -144,6 +188,9 @@ const (
 	Full          Code = "full"
 	OutOfRange    Code = "out-of-range"
 	Invalid       Code = "invalid"
+	Clone         Code = "clone"     // the identity belongs to another machine
+	InUse         Code = "in-use"    // what is to go is still held
+	Dissolved     Code = "dissolved" // the cluster ended
 )
 
 // Refusal is a command's error: deterministic, the same on every host. Text

@@ -44,7 +44,8 @@ type Host struct {
 	ID        HostID            `json:"id"`
 	Name      string            `json:"name"`
 	PublicKey ed25519.PublicKey `json:"publicKey"`
-	Session   uint64            `json:"session"` // log index of its newest Hello; commands of older sessions are refused
+	Session   uint64            `json:"session"` // log index of its newest Hello; commands of older sessions are refused; 0: not heard since Gen
+	Gen       uint64            `json:"gen"`     // of the Registry at its newest Hello
 	Nonce     uint64            `json:"nonce"`   // of that Hello
 	VTEP      netip.Addr        `json:"vtep"`
 	Address   netip.AddrPort    `json:"address"` // where its gossip, records, raft and RPC are served
@@ -76,4 +77,21 @@ type Member struct {
 	State   MemberState    `json:"state"`
 	Since   time.Time      `json:"since"` // of State
 	Info    HostInfo       `json:"info"`
+}
+
+// Witness is what one host can say of another whose disk may have been set
+// back: the state of its own copy of the registry, and what is in it.
+type Witness struct {
+	Cluster ID      `json:"cluster,omitempty"`
+	Gen     uint64  `json:"gen"`
+	Index   uint64  `json:"index"`
+	Host    Host    `json:"host"`             // as registered in that copy, zero when unknown
+	Leases  []Lease `json:"leases,omitempty"` // of that host, by number
+}
+
+// Boot is what a host may believe of its own disk after a start.
+type Boot struct {
+	Settled bool    // those in reach have answered, or nobody did in time; or the cluster has confirmed this run
+	Suspect string  // why stored blocks must not be used before the cluster confirms them; "" for no reason
+	Witness Witness // the newest testimony of others; zero when there is none
 }

@@ -71,7 +71,7 @@ func (e *EndpointID) UnmarshalText(b []byte) error {
 }
 
 // Record is one fact that a host publishes about itself: an endpoint that it
-// runs, or, with a zero Endpoint, that it holds the network at all (so that
+// runs, a block that it keeps (Claim), or, with a zero Endpoint, that it holds the network at all (so that
 // broadcast is replicated to it). Only the owner writes it. Records are
 // comparable values.
 type Record struct {
@@ -83,16 +83,20 @@ type Record struct {
 	Lease4   uint64     `json:"lease4"` // lease that covers IPv4; the higher one wins a conflict
 	Lease6   uint64     `json:"lease6"`
 	Name     string     `json:"name,omitempty"` // container name, where the engine tells it
+	// Claim makes the record one about a block that the host keeps; all other
+	// fields are zero then. Others hold new grants against it.
+	Claim Claim `json:"claim,omitzero"`
 }
 
 // RecordKey identifies a record within its owner's stream.
 type RecordKey struct {
 	Network  uint32
 	Endpoint EndpointID
+	Claim    uint64 // lease number of a claim
 }
 
 // Key returns the identity of r within its owner's stream.
-func (r Record) Key() RecordKey { return RecordKey{r.Network, r.Endpoint} }
+func (r Record) Key() RecordKey { return RecordKey{r.Network, r.Endpoint, r.Claim.Lease} }
 
 // Stream is everything one host says about itself, at one version. Versions of
 // one owner are ordered by (Epoch, Seq); the newer one replaces the older.

@@ -74,6 +74,26 @@ type Lease struct {
 	Pool   PoolKey      `json:"pool"`
 	Block  netip.Prefix `json:"block"`
 	Holder HostID       `json:"holder"`
+	// Without lists addresses of the block, sorted, that the holder gave back
+	// for others to lease one by one. They stay out until the lease ends.
+	Without []netip.Addr `json:"without,omitempty"`
+}
+
+// Covers reports whether the lease entitles its holder to an address.
+func (l Lease) Covers(a netip.Addr) bool {
+	return l.Block.Contains(a) && !slices.Contains(l.Without, a)
+}
+
+// Equal reports whether two leases are the same in every field.
+func (l Lease) Equal(m Lease) bool {
+	return l.ID == m.ID && l.Pool == m.Pool && l.Block == m.Block && l.Holder == m.Holder && slices.Equal(l.Without, m.Without)
+}
+
+// Claim is a block that a host keeps as its own, as the host says itself.
+type Claim struct {
+	Lease uint64       `json:"lease"` // zero value: no claim
+	Pool  PoolKey      `json:"pool"`
+	Block netip.Prefix `json:"block"`
 }
 
 // Definition is what the hosts of a network must agree about. An empty field
@@ -102,15 +122,19 @@ type Network struct {
 // Registry is the replicated state at one log index. A Registry that was
 // handed out is never changed again; readers share it without locks.
 type Registry struct {
-	Cluster  ID                 `json:"cluster"`
-	Gen      uint64             `json:"gen"` // raised when the registry is rebuilt
-	Index    uint64             `json:"index"`
-	Hosts    map[HostID]Host    `json:"hosts"`
-	Pools    map[PoolKey]Pool   `json:"pools"`
-	Networks map[uint32]Network `json:"networks"`
-	Leases   map[uint64]Lease   `json:"leases"`
-	NextVNI  uint32             `json:"nextVNI"`
-	NextNet  uint32             `json:"nextNet"`
+	Cluster ID     `json:"cluster"`
+	Gen     uint64 `json:"gen"` // raised when the registry is rebuilt
+	Index   uint64 `json:"index"`
+	// Offset is added to the indexes of the log that goes on from a rebuilt
+	// registry, so that the numbers of leases and sessions only rise.
+	Offset    uint64             `json:"offset,omitempty"`
+	Dissolved ID                 `json:"dissolved,omitempty"` // cluster that took this one's place
+	Hosts     map[HostID]Host    `json:"hosts"`
+	Pools     map[PoolKey]Pool   `json:"pools"`
+	Networks  map[uint32]Network `json:"networks"`
+	Leases    map[uint64]Lease   `json:"leases"`
+	NextVNI   uint32             `json:"nextVNI"`
+	NextNet   uint32             `json:"nextNet"`
 	// Requests remembers the newest answer per host, so that a repeated
 	// command is answered, not done again.
 	Requests map[HostID]Answered `json:"requests"`
@@ -120,6 +144,12 @@ type Registry struct {
 type Answered struct {
 	Request uint64 `json:"request"`
 	Result  Result `json:"result"`
+}
+
+// Empty reports whether the cluster has nothing that another would have to
+// take over: no pools, hence no networks and no leases.
+func (r *Registry) Empty() bool {
+	return len(r.Pools) == 0 && len(r.Leases) == 0 && len(r.Networks) == 0
 }
 
 // NetworkOf finds the network with exactly these pools, in any order.

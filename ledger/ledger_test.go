@@ -115,7 +115,7 @@ func TestFounderRestarts(t *testing.T) {
 	if d := time.Since(began); d > 5*time.Second {
 		t.Errorf("the founder needed %v to be back", d)
 	}
-	if founder.ID() != id || founder.Registry().Leases[lease.ID] != lease {
+	if founder.ID() != id || !founder.Registry().Leases[lease.ID].Equal(lease) {
 		t.Errorf("the founder forgot: cluster %s, %+v", founder.ID(), founder.Registry().Leases)
 	}
 	client.must(grant("10.1.0.0/16"))

@@ -171,7 +171,7 @@ func TestHello(t *testing.T) {
 	if next.Index != l.r.Index || l.r.Hosts[id("a")].Session != l.r.Index {
 		t.Errorf("a new nonce did not open a session: %+v", next)
 	}
-	if !slices.Equal(next.Leases, []cluster.Lease{block}) {
+	if !slices.EqualFunc(next.Leases, []cluster.Lease{block}, cluster.Lease.Equal) {
 		t.Errorf("hello lists the leases %v, want %v in %v", next.Leases, block, lease.Key)
 	}
 	l.refused("a", grant("10.1.0.0/16", 8), cluster.StaleSession, "session")
