@@ -219,7 +219,7 @@ func TestLostAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 	again, err := client.submit(t.Context(), client.ID(), c)
-	if err != nil || again.Lease != first.Lease || again.Index != first.Index {
+	if err != nil || !again.Lease.Equal(first.Lease) || again.Index != first.Index {
 		t.Errorf("again %+v (%v), first %+v", again, err, first)
 	}
 	if n := len(founder.Registry().Leases); n != 1 {

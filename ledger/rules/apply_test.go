@@ -208,7 +208,7 @@ func TestReinstalledHostTakesItsNameBack(t *testing.T) {
 	if got := l.r.HostName(id("a")); got != "a-"+id("a").Short() {
 		t.Errorf("the old identity is called %q", got)
 	}
-	if l.r.Leases[block.ID] != block {
+	if !l.r.Leases[block.ID].Equal(block) {
 		t.Error("the old identity lost its lease")
 	}
 	l.refused("a", grant("10.1.0.0/16", 8), cluster.StaleSession)
