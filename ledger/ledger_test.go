@@ -314,7 +314,7 @@ func TestSnapshotsAreRestored(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.start().fresh()
-	if r := n.Registry(); r.Leases[lease.ID] != lease || r.Leases[after.ID] != after {
+	if r := n.Registry(); !r.Leases[lease.ID].Equal(lease) || !r.Leases[after.ID].Equal(after) {
 		t.Errorf("leases %v", r.Leases)
 	}
 }

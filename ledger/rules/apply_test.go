@@ -221,7 +221,7 @@ func TestRequestsAreDoneOnce(t *testing.T) {
 	c.Host, c.Session, c.Request = id("a"), l.sessions["a"], 100
 	first := l.apply(c)
 	again := l.apply(c)
-	if first.Lease != again.Lease || first.Index != again.Index || len(l.r.Leases) != 1 {
+	if !first.Lease.Equal(again.Lease) || first.Index != again.Index || len(l.r.Leases) != 1 {
 		t.Errorf("repeated: %+v, first %+v", again, first)
 	}
 	c.Request = 99

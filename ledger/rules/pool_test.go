@@ -248,7 +248,7 @@ func TestGrantExactAndRelease(t *testing.T) {
 	l.must("a", attach("10.1.0.0/16"))
 	l.must("b", attach("10.1.0.0/16"))
 	block := l.must("a", grant("10.1.0.0/16", 8)).Lease
-	if got := l.must("a", exact("10.1.0.0/16", "10.1.0.5")).Lease; got != block {
+	if got := l.must("a", exact("10.1.0.0/16", "10.1.0.5")).Lease; !got.Equal(block) {
 		t.Errorf("an address of the own block: %+v", got)
 	}
 	why := l.refused("b", exact("10.1.0.0/16", "10.1.0.5"), cluster.Held, "10.1.0.5", "host a")
