@@ -332,7 +332,7 @@ func TestPowerLoss(t *testing.T) {
 	n.kill()
 	n.dir = image
 	n.start().fresh()
-	if n.Registry().Leases[lease.ID] != lease {
+	if !n.Registry().Leases[lease.ID].Equal(lease) {
 		t.Errorf("leases %v", n.Registry().Leases)
 	}
 }

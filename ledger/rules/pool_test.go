@@ -256,7 +256,7 @@ func TestGrantExactAndRelease(t *testing.T) {
 		t.Errorf("holders %v", why.Holders)
 	}
 	one := l.must("b", exact("10.1.0.0/16", "10.1.200.5")).Lease
-	if again := l.must("b", exact("10.1.0.0/16", "10.1.200.5")).Lease; again != one || one.Block.String() != "10.1.200.5/32" {
+	if again := l.must("b", exact("10.1.0.0/16", "10.1.200.5")).Lease; !again.Equal(one) || one.Block.String() != "10.1.200.5/32" {
 		t.Errorf("again %+v, first %+v", again, one)
 	}
 	l.refused("b", exact("10.1.0.0/16", "10.2.0.5"), cluster.OutOfRange)
