@@ -389,7 +389,7 @@ func TestVoterComesAndGoes(t *testing.T) {
 			t.Error(err)
 		}
 		for id, l := range granted {
-			if n.Registry().Leases[id] != l {
+			if !n.Registry().Leases[id].Equal(l) {
 				t.Errorf("%s: lease %d is %v, answered was %v", n.name, id, n.Registry().Leases[id], l)
 			}
 		}
