@@ -310,8 +310,10 @@ func TestUnderlayChanges(t *testing.T) {
 	h.kernel.ResetLog()
 	h.ok(h.SetUnderlay(netip.MustParseAddr("192.0.2.99"), 1400))
 	h.awaitHas("link is-v4097 type vxlan id 4097 local 192.0.2.99 dstport 8475 proxy address 6a:be:97:2a:42:9a mtu 1350")
+	h.contains("guard notrack tunnel 192.0.2.99:8475")
+	h.awaitNot("guard notrack tunnel 192.0.2.1:8475")
 	for _, op := range h.kernel.Log() {
-		if !strings.HasPrefix(op, "set ") {
+		if strings.Contains(op, " link ") && !strings.HasPrefix(op, "set ") {
 			t.Fatalf("made anew: %s", op)
 		}
 	}

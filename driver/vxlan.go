@@ -2,6 +2,7 @@ package driver
 
 import (
 	"fmt"
+	"net/netip"
 
 	"github.com/isthmus-net/isthmus/driver/kernel"
 )
@@ -52,6 +53,7 @@ func planVXLAN(n *segment, v View, d *Desired) {
 	device.MAC, companion.MAC = deriveMAC(v.Host, device.Name), deriveMAC(v.Host, companion.Name)
 	d.State.Put(device, companion)
 	d.State.Put(guards...)
+	d.State.Put(kernel.Guard{Rule: kernel.NoTrack, Tunnel: netip.AddrPortFrom(v.VTEP, v.Port)})
 	d.Devices[device.Name], d.Devices[companion.Name] = n, n
 
 	n.Device, n.Speaker = device.Name, companion.Name

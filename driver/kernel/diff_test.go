@@ -205,7 +205,7 @@ func plan(t *rapid.T, label string) kernel.State {
 				s.Put(kernel.Link{Name: fmt.Sprintf("is-m%d%d", n, i), Kind: kernel.Macvlan, Standing: kernel.HandedOver, MAC: mac(110 + 10*n + byte(i)), MTU: v.MTU, Parent: v.Name})
 			}
 		}
-		s.Put(v)
+		s.Put(v, kernel.Guard{Rule: kernel.NoTrack, Tunnel: netip.AddrPortFrom(v.Local, v.Port)})
 		for i := range number("remotes", 0, 3) {
 			dst := addr(fmt.Sprintf(far, number("host", 1, 2)))
 			m := mac(200 + byte(i))

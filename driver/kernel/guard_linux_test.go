@@ -152,6 +152,65 @@ func TestLinuxGuards(t *testing.T) {
 	}
 }
 
+// Tunnels have no entries where connections are tracked, and what only looks
+// like one of ours has.
+func TestLinuxNoTrack(t *testing.T) {
+	t.Parallel()
+	for _, underlay := range []string{"192.0.2.", "fd00::"} {
+		t.Run(underlay, func(t *testing.T) {
+			a, b := newNodes(t, kernel.Macvlan, underlay,
+				"nft 'add table inet theirs; add chain inet theirs in { type filter hook input priority 0; }; add rule inet theirs in ct state new'")
+			mustReach(t, a.box, containerB...)
+			tracked := func(x *node) bool { return strings.Contains(x.sh("cat /proc/net/nf_conntrack"), "dport=8475") }
+			if tracked(a) || tracked(b) {
+				t.Errorf("tracked:\n%s", a.sh("cat /proc/net/nf_conntrack")+b.sh("cat /proc/net/nf_conntrack"))
+			}
+
+			bits := map[bool]int{true: 64, false: 24}[strings.Contains(underlay, ":")]
+			b.sh("ip addr add %s77/%d dev u0 nodad", underlay, bits)
+			err := a.in(func() error {
+				c, err := net.Dial("udp", net.JoinHostPort(underlay+"77", fmt.Sprint(vxlanPort)))
+				if err == nil {
+					defer c.Close()
+					_, err = c.Write([]byte("hello"))
+				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			await(t, "another address is tracked", func() error {
+				if !tracked(b) {
+					return fmt.Errorf("it is not")
+				}
+				return nil
+			})
+			b.sh("ip addr del %s77/%d dev u0", underlay, bits)
+
+			apply(t, a.k, a.unguarded())
+			mustReach(t, a.box, containerB...)
+			if !tracked(a) {
+				t.Error("not tracked without the guard: the test shows nothing")
+			}
+		})
+	}
+}
+
+// A table of an older layout is replaced.
+func TestLinuxReplacesLayout(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	k := s.open()
+	s.sh(`nft 'table inet isthmus {
+		set drop_links { type ifname; elements = { is-v1, is-gone } }
+		chain prerouting { type filter hook prerouting priority -310; iifname @drop_links counter drop comment "isthmus layout 1"; }
+	}'`)
+	apply(t, k, networks("192.0.2.1", "192.0.2.9"))
+	if out := s.sh("nft list ruleset"); strings.Contains(out, "layout 1") || strings.Contains(out, "is-gone") {
+		t.Errorf("still\n%s", out)
+	}
+}
+
 // Docker's FORWARD policy DROP meets bridged frames where br_netfilter is on.
 func TestLinuxForwardDrop(t *testing.T) {
 	t.Parallel()

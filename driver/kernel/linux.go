@@ -150,7 +150,7 @@ func (k *Linux) Do(ctx context.Context, ops []Op) error {
 			if err := k.guard(ops[i:n]); err != nil {
 				errs = append(errs, err)
 				for _, op := range ops[i:n] {
-					if g := op.Object.(Guard); g.Rule != AcceptForward && op.Action != Remove {
+					if g := op.Object.(Guard); g.Dev != "" && g.Rule != AcceptForward && op.Action != Remove {
 						lame[g.Dev] = 0
 					}
 				}

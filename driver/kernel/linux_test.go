@@ -27,6 +27,7 @@ func networks(local, far string) kernel.State {
 		kernel.Guard{Dev: "is-a1", Rule: kernel.DropInput},
 		kernel.Guard{Dev: "is-b2", Rule: kernel.DropBridgeInput},
 		kernel.Guard{Dev: "is-b2", Rule: kernel.AcceptForward},
+		kernel.Guard{Rule: kernel.NoTrack, Tunnel: netip.AddrPortFrom(addr(local), 8475)},
 		kernel.FDB{Dev: "is-v1", Dst: addr(far)},
 		kernel.FDB{Dev: "is-v1", Dst: addr(far).Next()},
 		kernel.FDB{Dev: "is-v1", MAC: mac(9), Dst: addr(far)},
@@ -197,6 +198,10 @@ func TestLinuxRepairs(t *testing.T) {
 		"nft delete element arp isthmus drop_links '{ is-v1 }'",
 		"nft add element arp isthmus drop_bridges '{ stray }'",
 		"nft insert rule inet isthmus prerouting accept",
+		"nft flush chain inet isthmus output",
+		"nft flush set inet isthmus tunnels4",
+		"nft add element inet isthmus tunnels4 '{ 192.0.2.1 . 9 }'",
+		"nft add element inet isthmus tunnels6 '{ fd00::1 . 8475 }'",
 		"nft delete table arp isthmus",
 		"nft delete table inet isthmus",
 		"nft flush chain inet isthmus input; nft delete chain inet isthmus input",
@@ -215,7 +220,7 @@ func TestLinuxRepairs(t *testing.T) {
 		})
 	}
 	s.t = t
-	s.sh("nft flush set inet isthmus drop_links; nft flush set arp isthmus drop_links; nft flush set inet isthmus drop_bridges; nft flush set arp isthmus drop_bridges")
+	s.sh("nft flush set inet isthmus drop_links; nft flush set arp isthmus drop_links; nft flush set inet isthmus drop_bridges; nft flush set arp isthmus drop_bridges; nft flush set inet isthmus tunnels4")
 	apply(t, k, stateOf())
 	if out := s.sh("nft list ruleset"); out != "" {
 		t.Errorf("empty tables stay: %s", out)

@@ -2,9 +2,11 @@ package kernel
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -20,47 +22,137 @@ const TableName = "isthmus"
 
 // layout is written into each rule of ours. Tables of another layout, or with
 // another number of rules, are replaced.
-const layout = "isthmus layout 1"
+const layout = "isthmus layout 2"
 
-// setNames are the sets of link names in each of our tables.
-var setNames = map[GuardRule]string{DropInput: "drop_links", DropBridgeInput: "drop_bridges"}
+// table is a table of ours.
+type table struct {
+	family nftables.TableFamily
+	sets   []set
+	chains []chain
+}
 
-// chain is a base chain of ours; each of its rules is a list of conditions on
-// interface names, and drops.
+// set holds the guards of one rule: names of links, or the address and port of
+// tunnels of one family.
+type set struct {
+	name string
+	rule GuardRule
+	key  nftables.SetDatatype
+}
+
+// chain is a base chain of ours.
 type chain struct {
 	name     string
 	hook     *nftables.ChainHook
 	priority nftables.ChainPriority
-	rules    [][]nameIn
+	rules    []rule
 }
 
-// nameIn holds when the name of the input (or output) interface is in the set,
-// or, if not, when it is not.
-type nameIn struct {
-	key expr.MetaKey
-	set string
-	not bool
+// rule does something to packets for which all conditions hold.
+type rule struct {
+	is []in
+	do []expr.Any
 }
+
+// in holds when what load puts into register 1 is in the set, or, if not, when
+// it is not.
+type in struct {
+	load []expr.Any
+	set  set
+	not  bool
+}
+
+var (
+	dropLinks   = set{"drop_links", DropInput, nftables.TypeIFName}
+	dropBridges = set{"drop_bridges", DropBridgeInput, nftables.TypeIFName}
+	tunnels4    = set{"tunnels4", NoTrack, nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)}
+	tunnels6    = set{"tunnels6", NoTrack, nftables.MustConcatSetType(nftables.TypeIP6Addr, nftables.TypeInetService)}
+
+	from = []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}}
+	to   = []expr.Any{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}}
+
+	drop    = []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}
+	noTrack = []expr.Any{&expr.Notrack{}}
+)
 
 // ownTables is what we keep in nftables. Arriving frames that a macvlan child
 // or a bridge port takes never come here; what does come here would enter the
 // host's own stack: its sockets, its neighbour table, its routing.
-var ownTables = map[nftables.TableFamily][]chain{
-	nftables.TableFamilyINet: {
-		{"prerouting", nftables.ChainHookPrerouting, -310, [][]nameIn{{{expr.MetaKeyIIFNAME, "drop_links", false}}}},
-		{"input", nftables.ChainHookInput, -310, [][]nameIn{{{expr.MetaKeyIIFNAME, "drop_bridges", false}}}},
-		// What br_netfilter shows of bridged frames has the bridge on both sides.
-		{"forward", nftables.ChainHookForward, -310, [][]nameIn{{{expr.MetaKeyIIFNAME, "drop_bridges", false}, {expr.MetaKeyOIFNAME, "drop_bridges", true}}}},
-	},
-	nftables.TableFamilyARP: {
-		{"input", nftables.ChainHookRef(0), 0, [][]nameIn{
-			{{expr.MetaKeyIIFNAME, "drop_links", false}},
-			{{expr.MetaKeyIIFNAME, "drop_bridges", false}},
+//
+// Connection tracking begins at priority -200, where Docker's NAT has it loaded.
+// The packets of a tunnel have a source port for each flow inside and none that
+// answers it, so that tracking them costs an entry each and is of no use.
+var ownTables = []table{
+	{nftables.TableFamilyINet, []set{dropLinks, dropBridges, tunnels4, tunnels6}, []chain{
+		{"prerouting", nftables.ChainHookPrerouting, -310, []rule{
+			{[]in{{from, dropLinks, false}}, drop},
+			{[]in{{udpAt(unix.NFPROTO_IPV4, 16, 4), tunnels4, false}}, noTrack}, // destination
+			{[]in{{udpAt(unix.NFPROTO_IPV6, 24, 16), tunnels6, false}}, noTrack},
 		}},
-	},
+		{"output", nftables.ChainHookOutput, -310, []rule{
+			{[]in{{udpAt(unix.NFPROTO_IPV4, 12, 4), tunnels4, false}}, noTrack}, // source
+			{[]in{{udpAt(unix.NFPROTO_IPV6, 8, 16), tunnels6, false}}, noTrack},
+		}},
+		{"input", nftables.ChainHookInput, -310, []rule{{[]in{{from, dropBridges, false}}, drop}}},
+		// What br_netfilter shows of bridged frames has the bridge on both sides.
+		{"forward", nftables.ChainHookForward, -310, []rule{{[]in{{from, dropBridges, false}, {to, dropBridges, true}}, drop}}},
+	}},
+	{nftables.TableFamilyARP, []set{dropLinks, dropBridges}, []chain{
+		{"input", nftables.ChainHookRef(0), 0, []rule{
+			{[]in{{from, dropLinks, false}}, drop},
+			{[]in{{from, dropBridges, false}}, drop},
+		}},
+	}},
 }
 
-var ownFamilies = []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyARP}
+// udpAt loads, of UDP packets, the address at an offset of the IP header and
+// the destination port. Others do not match.
+func udpAt(proto byte, offset, size uint32) []expr.Any {
+	behind := uint32(unix.NFT_REG32_00) + size/4 // registers of 4 bytes; number 1 is the first four
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
+		&expr.Payload{DestRegister: behind, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+	}
+}
+
+// element returns g as an element of s; false if it has no place there.
+func (s set) element(g Guard) (nftables.SetElement, bool) {
+	key := make([]byte, unix.IFNAMSIZ)
+	copy(key[:unix.IFNAMSIZ-1], g.Dev)
+	if g.Rule == NoTrack {
+		key = binary.BigEndian.AppendUint16(g.Tunnel.Addr().AsSlice(), g.Tunnel.Port())
+		key = append(key, 0, 0) // all parts fill registers
+	}
+	return nftables.SetElement{Key: key}, g.Rule == s.rule && len(key) == int(s.key.Bytes)
+}
+
+// guard is the reverse of element.
+func (s set) guard(e nftables.SetElement) Guard {
+	if at := len(e.Key) - 4; s.rule == NoTrack && at > 0 {
+		ip, _ := netip.AddrFromSlice(e.Key[:at])
+		return Guard{Rule: s.rule, Tunnel: netip.AddrPortFrom(ip, binary.BigEndian.Uint16(e.Key[at:]))}
+	}
+	dev, _, _ := bytes.Cut(e.Key, []byte{0})
+	return Guard{Rule: s.rule, Dev: string(dev)}
+}
+
+// places counts the tables that g belongs into.
+func places(g Guard) (n int) {
+	for _, t := range ownTables {
+		for _, s := range t.sets {
+			if _, ok := s.element(g); ok {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// nothing is in a dump where there is a table of ours that guards nothing.
+var nothing = Guard{Rule: DropInput, Broken: true}
 
 // guard does a run of operations on guards: our tables are replaced in one
 // transaction, so that there is no moment without them.
@@ -71,8 +163,9 @@ func (k *Linux) guard(ops []Op) error {
 	}
 	want := State{}
 	for _, g := range have {
-		if g := g.(Guard); g.Dev != "" {
-			want.Put(Guard{Dev: g.Dev, Rule: g.Rule})
+		if g := g.(Guard); g != nothing {
+			g.Broken = false
+			want.Put(g)
 		}
 	}
 	var accept []Op
@@ -83,12 +176,13 @@ func (k *Linux) guard(ops []Op) error {
 		switch {
 		case g.Rule == AcceptForward:
 			accept = append(accept, op)
-		case setNames[g.Rule] == "":
+		case places(g) == 0:
 			return fmt.Errorf("%s %s: unknown rule", op.Action, g.Key())
 		case op.Action == Remove:
 			delete(want, g.Key())
 		default:
-			want.Put(Guard{Dev: g.Dev, Rule: g.Rule})
+			g.Broken = false
+			want.Put(g)
 		}
 	}
 	var errs []error
@@ -115,7 +209,7 @@ func (k *Linux) dumpGuards(state State) error {
 	return nil
 }
 
-// dumpOwnTables adds the guards in our tables to state. What is not in both
+// dumpOwnTables adds the guards in our tables to state. What is not in all its
 // tables, or in a table that is not as we make it, is broken.
 func (k *Linux) dumpOwnTables(state State) error {
 	conn, err := nftables.New(nftables.WithNetNSFd(int(k.ns)), nftables.AsLasting())
@@ -127,39 +221,40 @@ func (k *Linux) dumpOwnTables(state State) error {
 	if err != nil {
 		return err
 	}
-	whole, found := 0, false
-	seen := map[Key]int{}
-	for _, t := range tables {
-		if t.Name != TableName || ownTables[t.Family] == nil {
+	whole, found := true, false
+	seen := map[Guard]int{}
+	for _, own := range ownTables {
+		i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == TableName && t.Family == own.family })
+		if i < 0 {
+			whole = false
 			continue
 		}
 		found = true
-		intact, err := readTable(conn, t, seen)
+		intact, err := own.read(conn, tables[i], seen)
 		if err != nil {
-			return fmt.Errorf("table %s: %w", t.Name, err)
+			return fmt.Errorf("table %s: %w", TableName, err)
 		}
-		if intact {
-			whole++
-		}
+		whole = whole && intact
 	}
-	for key, n := range seen {
-		state.Put(Guard{Dev: key.Dev, Rule: GuardRule(key.Sub), Broken: whole < len(ownFamilies) || n < len(ownFamilies)})
+	for g, n := range seen {
+		g.Broken = !whole || n < places(g)
+		state.Put(g)
 	}
 	if found && len(seen) == 0 {
-		state.Put(Guard{Rule: DropInput, Broken: true})
+		state.Put(nothing)
 	}
 	return nil
 }
 
-// readTable counts the guards of one of our tables, and reports whether it has
-// all chains and rules.
-func readTable(conn *nftables.Conn, t *nftables.Table, seen map[Key]int) (bool, error) {
+// read counts the guards of one of our tables, and reports whether it has all
+// chains and rules.
+func (own table) read(conn *nftables.Conn, t *nftables.Table, seen map[Guard]int) (bool, error) {
 	sets, err := conn.GetSets(t)
 	if err != nil {
 		return false, err
 	}
-	for rule, name := range setNames {
-		i := slices.IndexFunc(sets, func(s *nftables.Set) bool { return s.Name == name })
+	for _, s := range own.sets {
+		i := slices.IndexFunc(sets, func(o *nftables.Set) bool { return o.Name == s.name })
 		if i < 0 {
 			continue
 		}
@@ -168,11 +263,10 @@ func readTable(conn *nftables.Conn, t *nftables.Table, seen map[Key]int) (bool, 
 			return false, err
 		}
 		for _, e := range elements {
-			dev, _, _ := bytes.Cut(e.Key, []byte{0})
-			seen[Guard{Dev: string(dev), Rule: rule}.Key()]++
+			seen[s.guard(e)]++
 		}
 	}
-	for _, c := range ownTables[t.Family] {
+	for _, c := range own.chains {
 		rules, err := conn.GetRules(t, &nftables.Chain{Name: c.name, Table: t})
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return false, err
@@ -197,51 +291,58 @@ func (k *Linux) writeOwnTables(guards State) error {
 	if err != nil {
 		return err
 	}
-	members := map[string][]nftables.SetElement{}
-	for _, key := range slices.SortedFunc(maps.Keys(guards), CompareKeys) {
-		name := make([]byte, unix.IFNAMSIZ)
-		copy(name[:unix.IFNAMSIZ-1], key.Dev)
-		set := setNames[GuardRule(key.Sub)]
-		members[set] = append(members[set], nftables.SetElement{Key: name})
-	}
-	id := uint32(0)
-	for _, family := range ownFamilies {
-		table := &nftables.Table{Name: TableName, Family: family}
-		conn.AddTable(table) // deleting what is not there would fail
-		conn.DelTable(table)
+	for _, own := range ownTables {
+		t := &nftables.Table{Name: TableName, Family: own.family}
+		conn.AddTable(t) // deleting what is not there would fail
+		conn.DelTable(t)
 		if len(guards) == 0 {
 			continue
 		}
-		conn.AddTable(table)
-		sets := map[string]*nftables.Set{}
-		for _, name := range setNames {
-			id++
-			set := &nftables.Set{ID: id, Table: table, Name: name, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
-			if err := conn.AddSet(set, nil); err != nil {
-				return err
-			}
-			for part := range slices.Chunk(members[name], 500) { // an attribute holds 64 kB
-				if err := conn.SetAddElements(set, part); err != nil {
-					return err
-				}
-			}
-			sets[name] = set
-		}
-		policy := nftables.ChainPolicyAccept
-		for _, c := range ownTables[family] {
-			added := conn.AddChain(&nftables.Chain{Name: c.name, Table: table, Type: nftables.ChainTypeFilter,
-				Hooknum: c.hook, Priority: nftables.ChainPriorityRef(c.priority), Policy: &policy})
-			for _, conditions := range c.rules {
-				rule := &nftables.Rule{Table: table, Chain: added, UserData: userdata.AppendString(nil, userdata.TypeComment, layout)}
-				for _, is := range conditions {
-					rule.Exprs = append(rule.Exprs,
-						&expr.Meta{Key: is.key, Register: 1},
-						&expr.Lookup{SourceRegister: 1, SetName: is.set, SetID: sets[is.set].ID, Invert: is.not})
-				}
-				rule.Exprs = append(rule.Exprs, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop})
-				conn.AddRule(rule)
-			}
+		conn.AddTable(t)
+		if err := own.write(conn, t, guards); err != nil {
+			return err
 		}
 	}
 	return conn.Flush()
+}
+
+// write fills the new table t.
+func (own table) write(conn *nftables.Conn, t *nftables.Table, guards State) error {
+	ids := map[string]uint32{}
+	for i, s := range own.sets {
+		made := &nftables.Set{
+			ID:    uint32(own.family)<<8 + uint32(i), // of its own in the transaction
+			Table: t, Name: s.name, KeyType: s.key, KeyByteOrder: binaryutil.NativeEndian,
+		}
+		if err := conn.AddSet(made, nil); err != nil {
+			return err
+		}
+		var elements []nftables.SetElement
+		for _, key := range slices.SortedFunc(maps.Keys(guards), CompareKeys) {
+			if e, ok := s.element(guards[key].(Guard)); ok {
+				elements = append(elements, e)
+			}
+		}
+		for part := range slices.Chunk(elements, 500) { // an attribute holds 64 kB
+			if err := conn.SetAddElements(made, part); err != nil {
+				return err
+			}
+		}
+		ids[s.name] = made.ID
+	}
+	policy := nftables.ChainPolicyAccept
+	for _, c := range own.chains {
+		added := conn.AddChain(&nftables.Chain{Name: c.name, Table: t, Type: nftables.ChainTypeFilter,
+			Hooknum: c.hook, Priority: nftables.ChainPriorityRef(c.priority), Policy: &policy})
+		for _, r := range c.rules {
+			made := &nftables.Rule{Table: t, Chain: added, UserData: userdata.AppendString(nil, userdata.TypeComment, layout)}
+			for _, is := range r.is {
+				made.Exprs = append(made.Exprs, is.load...)
+				made.Exprs = append(made.Exprs, &expr.Lookup{SourceRegister: 1, SetName: is.set.name, SetID: ids[is.set.name], Invert: is.not})
+			}
+			made.Exprs = append(made.Exprs, r.do...)
+			conn.AddRule(made)
+		}
+	}
+	return nil
 }

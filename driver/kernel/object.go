@@ -52,7 +52,7 @@ type Key struct {
 	Sub  string // address, or empty
 }
 
-func (k Key) String() string { return strings.TrimSpace(k.Type + " " + k.Dev + " " + k.Sub) }
+func (k Key) String() string { return strings.Join(strings.Fields(k.Type+" "+k.Dev+" "+k.Sub), " ") }
 
 // Object is one thing in the kernel: Link, FDB, Neigh or Guard. All are
 // comparable, so that Diff is ==.
@@ -98,11 +98,12 @@ type Neigh struct {
 	MAC cluster.MAC
 }
 
-// Guard is the firewall's share for one link: one element in our own nftables
-// table, or one accept rule in Docker's.
+// Guard is the firewall's share for one link, or for all tunnels: one element
+// in our own nftables tables, or one accept rule in Docker's.
 type Guard struct {
-	Dev  string // empty in a dump: a table of ours that guards nothing
-	Rule GuardRule
+	Dev    string // empty in a dump: a table of ours that guards nothing
+	Rule   GuardRule
+	Tunnel netip.AddrPort // of NoTrack, instead of Dev: VTEP of this host and UDP port
 	// Broken says, in a dump, that only a part of it is there (somebody flushed
 	// a chain). Nobody wants that, so Diff sets it right.
 	Broken bool
@@ -122,6 +123,11 @@ const (
 	// with br_netfilter on, that also sees frames that are only bridged. Not by
 	// meta ibrname in a bridge table: kernels lack it.
 	DropBridgeInput GuardRule = "drop-bridge-input"
+	// NoTrack keeps the packets of tunnels out of connection tracking: table inet
+	// isthmus, chain prerouting by destination address and UDP port, and chain
+	// output by source address and UDP destination port, so that what others
+	// send through this host is tracked as before.
+	NoTrack GuardRule = "notrack"
 	// AcceptForward lets frames pass from Dev to Dev where br_netfilter shows
 	// bridged frames to Docker's FORWARD chain with policy DROP: iifname Dev
 	// oifname Dev accept, in DOCKER-USER where it exists, else FORWARD, of
@@ -137,7 +143,12 @@ func (f FDB) Key() Key {
 	return Key{"fdb", f.Dev, f.MAC.String()}
 }
 func (n Neigh) Key() Key { return Key{"neigh", n.Dev, n.IP.String()} }
-func (g Guard) Key() Key { return Key{"guard", g.Dev, string(g.Rule)} }
+func (g Guard) Key() Key {
+	if g.Tunnel.IsValid() {
+		return Key{"guard", g.Dev, string(g.Rule) + " " + g.Tunnel.String()}
+	}
+	return Key{"guard", g.Dev, string(g.Rule)}
+}
 
 func (l Link) String() string {
 	var b strings.Builder
@@ -174,10 +185,14 @@ func (l Link) String() string {
 func (f FDB) String() string   { return fmt.Sprintf("fdb %s dev %s dst %s", f.MAC, f.Dev, f.Dst) }
 func (n Neigh) String() string { return fmt.Sprintf("neigh %s dev %s lladdr %s", n.IP, n.Dev, n.MAC) }
 func (g Guard) String() string {
-	if g.Broken {
-		return fmt.Sprintf("guard %s dev %s broken", g.Rule, g.Dev)
+	text := fmt.Sprintf("guard %s dev %s", g.Rule, g.Dev)
+	if g.Tunnel.IsValid() {
+		text = fmt.Sprintf("guard %s tunnel %s", g.Rule, g.Tunnel)
 	}
-	return fmt.Sprintf("guard %s dev %s", g.Rule, g.Dev)
+	if g.Broken {
+		text += " broken"
+	}
+	return text
 }
 
 // State is a set of objects: what the kernel holds, or what it should hold.

@@ -57,6 +57,7 @@ func newNodes(t *testing.T, kind kernel.Kind, underlay string, setup ...string) 
 			Addrs: []netip.Prefix{prefix(fmt.Sprintf("10.32.0.1%d/24", n)), prefix(fmt.Sprintf("fd32::1%d/64", n))},
 		}
 		x.want = stateOf(
+			kernel.Guard{Rule: kernel.NoTrack, Tunnel: netip.AddrPortFrom(vtep(n), vxlanPort)},
 			kernel.FDB{Dev: v.Name, Dst: vtep(other)},
 			kernel.FDB{Dev: v.Name, MAC: containerMAC(other), Dst: vtep(other)},
 			kernel.FDB{Dev: v.Name, MAC: mac(byte(other)), Dst: vtep(other)}, // so that frames to the VTEP's MAC arrive
