@@ -46,6 +46,7 @@ type node struct {
 	gossip    *gossip.Cluster
 	ipam      *ipam.IPAM
 	driver    *driver.Driver
+	avoid     *avoided
 
 	end chan error // why to end
 
@@ -130,11 +131,14 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 	if err != nil {
 		return n, err
 	}
+	n.avoid = &avoided{
+		own: k.Routes, members: n.gossip.Members, ask: askRoutes(n.transport), self: n.id, bound: routesBound, log: part("ipam"),
+	}
 	n.ipam, err = ipam.Open(ipam.Config{
 		DB:     n.db,
 		Host:   n.id,
 		Ledger: n.ledger,
-		Routes: k.Routes,
+		Routes: n.avoid.Routes,
 		Recall: n.recall,
 		// The driver needs the ipam to be opened.
 		Networked: func(p cluster.PoolKey) bool { return n.driver.Networked(p) },
@@ -161,6 +165,7 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 		return n, err
 	}
 	transport.Handle(n.transport, recallMethod, n.recalled)
+	transport.Handle(n.transport, routesMethod, n.serveRoutes)
 	return n, nil
 }
 

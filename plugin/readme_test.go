@@ -20,7 +20,7 @@ func TestReadmeNamesSettings(t *testing.T) {
 		t.Fatal("README.md has no section Settings")
 	}
 	section, _, _ = strings.Cut(section, "\n## ")
-	table, after, _ := strings.Cut(section, "\n\n`STRICT_BOOT`")
+	table, after, _ := strings.Cut(section, "\n\n`SCOPE")
 	documented := map[string]string{}
 	for _, row := range regexp.MustCompile(`(?m)^\| (.*?) \| (.*?) \|`).FindAllStringSubmatch(table, -1) {
 		for _, name := range regexp.MustCompile("`([A-Za-z_]+)`").FindAllStringSubmatch(row[1], -1) {
@@ -32,7 +32,7 @@ func TestReadmeNamesSettings(t *testing.T) {
 		if mount := f.Tag.Get("mount"); mount != "" {
 			name, fallback = mount, "/dev/null"
 		}
-		if name == "" || strings.Contains("`STRICT_BOOT`"+after, "`"+name) {
+		if name == "" || strings.Contains("`SCOPE"+after, "`"+name) {
 			continue // a path that users leave alone, or reserved
 		}
 		text, ok := documented[name]

@@ -70,6 +70,7 @@ type Config struct {
 	GossipPort   uint16
 	VXLANPort    uint16
 	FoundForce   bool
+	StrictBoot   bool
 	LogLevel     logrus.Level
 	LogJSON      bool
 	DockerSocket string
@@ -131,9 +132,7 @@ func (s Settings) Check() (Config, error) {
 		check(fmt.Errorf("read LOG_LEVEL: %q is none of trace, debug, info, warn, error", s.LogLevel))
 	}
 	check(oneOf("STRICT_BOOT", s.StrictBoot, "off", "on"))
-	if s.StrictBoot == "on" {
-		check(notBuilt("STRICT_BOOT=on", "leave it off"))
-	}
+	c.StrictBoot = s.StrictBoot == "on"
 	check(oneOf("SCOPE", s.Scope, "local", "global"))
 	if s.Scope == "global" {
 		check(notBuilt("SCOPE=global", "leave it local"))

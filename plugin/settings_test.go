@@ -64,6 +64,7 @@ func TestSettingsRead(t *testing.T) {
 		{"the same key twice", []string{"--cluster-key=0123456789abcdef", "--key-file=" + key}, func(c Config) any { return string(c.Secret) }, "0123456789abcdef"},
 		{"no key by /dev/null", []string{"--key-file=/dev/null"}, func(c Config) any { return len(c.Secret) }, 0},
 		{"no key by default file", nil, func(c Config) any { return len(c.Secret) }, 0},
+		{"strict boot", []string{"--strict-boot=on"}, func(c Config) any { return c.StrictBoot }, true},
 		{"found", []string{"--found=force"}, func(c Config) any { return c.FoundForce }, true},
 		{"log", []string{"--log-format=json", "--log-level=debug"}, func(c Config) any { return fmt.Sprint(c.LogJSON, c.LogLevel) }, "true debug"},
 		{"what is not built, at its default", []string{"--strict-boot=off", "--scope=local", "--metrics="}, func(c Config) any { return "ok" }, "ok"},
@@ -96,7 +97,6 @@ func TestSettingsRefused(t *testing.T) {
 		arg  string
 		want string
 	}{
-		{"strict boot", "--strict-boot=on", "STRICT_BOOT=on: this version does not have it yet"},
 		{"strict boot nonsense", "--strict-boot=maybe", `STRICT_BOOT: "maybe" is none of off, on`},
 		{"scope", "--scope=global", "SCOPE=global: this version does not have it yet"},
 		{"metrics", "--metrics=:9100", "METRICS: this version does not have it yet"},
