@@ -32,6 +32,11 @@ func pause() time.Duration { return redial/2 + rand.N(redial/2) }
 // keepFollowing holds a stream to a voter, for ever.
 func (l *Ledger) keepFollowing(ctx context.Context) {
 	for try := 0; ctx.Err() == nil; try++ {
+		// A voter is given the entries by raft itself.
+		if changed := l.watch(); l.local() != nil {
+			l.wait(ctx, changed, time.Minute)
+			continue
+		}
 		var last error
 		for _, at := range l.candidates() {
 			if err := l.follow(ctx, at); err != nil {

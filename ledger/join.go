@@ -11,16 +11,16 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/transport"
 )
 
-// settle returns when this host belongs to a cluster.
-func (l *Ledger) settle(ctx context.Context, g *errgroup.Group) error {
-	if hasReplica(l.cfg.Dir) {
-		return l.vote(ctx, g)
+// settle returns when this host belongs to a cluster, or has a log that says
+// to which.
+func (l *Ledger) settle(ctx context.Context) error {
+	if hasLog(l.cfg.Dir) {
+		_, err := l.Cluster(ctx)
+		return err
 	}
 	if l.ID() != "" {
 		return nil
@@ -28,7 +28,9 @@ func (l *Ledger) settle(ctx context.Context, g *errgroup.Group) error {
 	for {
 		found, err := l.tryJoin(ctx)
 		if found {
-			return l.vote(ctx, g)
+			if err = l.begin(ctx, cluster.Command{Host: l.cfg.Host, Found: &cluster.Found{Cluster: cluster.ID(random())}}); err == nil {
+				_, err = l.Cluster(ctx)
+			}
 		}
 		if err == nil {
 			return nil
@@ -44,95 +46,6 @@ func (l *Ledger) settle(ctx context.Context, g *errgroup.Group) error {
 		if !l.wait(ctx, nil, rest) {
 			return ctx.Err()
 		}
-	}
-}
-
-// vote opens the log on this host, founds the cluster when the log is new, and
-// returns once that is done.
-func (l *Ledger) vote(ctx context.Context, g *errgroup.Group) error {
-	var r *replica
-	for {
-		var err error
-		r, err = openReplica(replicaConfig{
-			dir: l.cfg.Dir, host: l.cfg.Host, transport: l.cfg.Transport, admit: l.isVoter, applied: l.mirror.advance, log: l.log,
-		})
-		if err == nil {
-			break
-		}
-		l.note(err.Error())
-		if !l.wait(ctx, nil, pause()) {
-			return ctx.Err()
-		}
-	}
-	g.Go(func() error {
-		<-ctx.Done()
-		return r.close()
-	})
-	l.mu.Lock()
-	l.replica = r
-	l.waiting, l.reachable = "the log on this host is starting", false
-	l.notify()
-	l.mu.Unlock()
-	g.Go(func() error {
-		r.run(ctx, l.leadership)
-		return nil
-	})
-	for {
-		changed := l.watch()
-		if r.ready.Load() {
-			if id := r.Registry().Cluster; id != "" {
-				if err := l.takeOffice(r, id); err != nil {
-					l.note(err.Error())
-					<-ctx.Done()
-				}
-				return ctx.Err()
-			}
-			id := l.ID()
-			if id == "" {
-				id = cluster.ID(random())
-			}
-			if _, err := r.Propose(ctx, cluster.Command{Host: l.cfg.Host, Found: &cluster.Found{Cluster: id}}); err != nil && ctx.Err() == nil {
-				l.log.WithError(err).Warn("cannot found the cluster yet")
-			}
-			if r.Registry().Cluster != "" {
-				continue
-			}
-		}
-		if !l.wait(ctx, changed, pause()) {
-			return ctx.Err()
-		}
-	}
-}
-
-// takeOffice lets the other hosts know that this one serves the log.
-func (l *Ledger) takeOffice(r *replica, id cluster.ID) error {
-	if own := l.Registry(); newer(own, r.Registry()) {
-		return fmt.Errorf("the log on this host ends at %d and its copy at %d: the log was set back; bring back its newer state", r.Registry().Index, own.Index)
-	}
-	if err := l.belong(id); err != nil {
-		return err
-	}
-	l.learn(l.servers(r))
-	l.mu.Lock()
-	l.office = true
-	l.notify()
-	l.mu.Unlock()
-	l.note("")
-	return nil
-}
-
-// leadership is called when the local replica became ready, or ceased to be.
-func (l *Ledger) leadership() {
-	l.mu.Lock()
-	r, office := l.replica, l.office
-	l.notify()
-	l.mu.Unlock()
-	switch {
-	case !office:
-	case r.ready.Load():
-		l.note("")
-	default:
-		l.note(plain(r.trouble()).Error())
 	}
 }
 

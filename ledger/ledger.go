@@ -33,7 +33,12 @@ type Config struct {
 	Join      []string       // host[:port] entries, resolved anew at each try
 	Port      uint16         // of entries of Join that have none
 	Force     bool           // found a cluster although members of Join do not answer
-	Log       logrus.FieldLogger
+	// Strict makes Boot suspect until the cluster has confirmed this run.
+	Strict bool
+	// Claims lists the blocks that this host keeps as active, for its Hello and
+	// for a rebuild. It must not block; nil means none.
+	Claims func() []cluster.Claim
+	Log    logrus.FieldLogger
 }
 
 // Ledger is one host's part of the replicated log. All methods may be called
@@ -46,6 +51,7 @@ type Ledger struct {
 	// turn is held by whoever has a request under way: a host has one at a
 	// time. Its holder alone counts requests and says hello.
 	turn    chan struct{}
+	orders  chan order // to keepLog
 	request uint64
 	run     uint64 // upper bits of all nonces of this run
 
@@ -67,6 +73,11 @@ type Ledger struct {
 	broken    error  // the copy cannot be written
 }
 
+// ErrDissolved is what Run returns after the cluster of this host, which had no
+// pools, dissolved into another: this host has forgotten its cluster, and a new
+// Ledger over the same state joins the other one.
+var ErrDissolved = errors.New("the cluster of this host dissolved into another")
+
 // nonceBits is the part of a nonce that counts the Hellos of one run.
 const nonceBits = 24
 
@@ -81,6 +92,7 @@ func Open(cfg Config) (*Ledger, error) {
 	l := &Ledger{
 		cfg: cfg, log: cfg.Log, mirror: m,
 		turn:    make(chan struct{}, 1),
+		orders:  make(chan order),
 		changed: make(chan struct{}),
 		run:     rand.Uint64() >> nonceBits,
 		self:    cfg.Self,
@@ -108,14 +120,13 @@ func (l *Ledger) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { l.mirror.run(ctx, l.noteBroken); return nil })
 	g.Go(func() error { l.watchJoin(ctx); return nil })
+	g.Go(func() error { return l.keepLog(ctx) })
 	g.Go(func() error {
-		if err := l.settle(ctx, g); err != nil {
+		if err := l.settle(ctx); err != nil {
 			return err
 		}
 		g.Go(func() error { l.keepSession(ctx); return nil })
-		if l.local() == nil {
-			l.keepFollowing(ctx)
-		}
+		l.keepFollowing(ctx)
 		return nil
 	})
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {

@@ -35,7 +35,6 @@ type replica struct {
 
 type replicaConfig struct {
 	dir       string
-	host      cluster.HostID
 	transport *transport.Transport
 	admit     func(cluster.HostID) bool // who may speak raft to this host
 	applied   func(*cluster.Registry)
@@ -50,12 +49,8 @@ func hasReplica(dir string) bool {
 	return err == nil
 }
 
-// openReplica starts raft on the log in dir, and founds that log, with this
-// host as its only voter, when it is empty.
+// openReplica starts raft on the log in dir, which writeLog made.
 func openReplica(c replicaConfig) (*replica, error) {
-	if err := os.MkdirAll(c.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
-	}
 	store, err := openStore(filepath.Join(c.dir, logFile))
 	if err != nil {
 		return nil, err
@@ -70,7 +65,7 @@ func openReplica(c replicaConfig) (*replica, error) {
 
 func (r *replica) start(c replicaConfig) error {
 	var err error
-	if r.server, err = r.identity(c.host); err != nil {
+	if r.server, err = r.identity(); err != nil {
 		return err
 	}
 	logger := &raftLog{log: c.log, name: "raft"}
@@ -85,10 +80,6 @@ func (r *replica) start(c replicaConfig) error {
 		Logger:                  logger,
 		MsgpackUseNewTimeFormat: true,
 	})
-	founded, err := raft.HasExistingState(r.store, r.store, snaps)
-	if err != nil {
-		return err
-	}
 	config := raft.DefaultConfig()
 	config.LocalID = r.server
 	config.Logger = logger
@@ -97,26 +88,19 @@ func (r *replica) start(c replicaConfig) error {
 	config.TrailingLogs = 256
 	// A sole voter waits for nobody; this is how long a restart takes.
 	config.HeartbeatTimeout, config.ElectionTimeout, config.LeaderLeaseTimeout = 200*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond
-	if !founded {
-		alone := raft.Configuration{Servers: []raft.Server{{ID: r.server, Address: r.net.LocalAddr()}}}
-		if err := raft.BootstrapCluster(config, r.store, r.store, snaps, r.net, alone); err != nil {
-			return err
-		}
-	}
 	r.raft, err = raft.NewRaft(config, r.machine, r.store, r.store, snaps, r.net)
 	return err
 }
 
-// identity is the name of this log directory among the voters: this host, and
+// identity is the name of this log directory among the voters: the host, and
 // a number that is new with each directory, so that a voter that lost its log
 // is not taken for the one that it was.
-func (r *replica) identity(host cluster.HostID) (raft.ServerID, error) {
+func (r *replica) identity() (raft.ServerID, error) {
 	b, err := r.store.Get(serverKey)
-	if err != nil || len(b) > 0 {
-		return raft.ServerID(b), err
+	if err == nil && len(b) == 0 {
+		err = errors.New("the log has no owner: its file was made by something else")
 	}
-	id := string(host) + "." + random()
-	return raft.ServerID(id), r.store.Set(serverKey, []byte(id))
+	return raft.ServerID(b), err
 }
 
 // hostOf is the host that a voter runs on.
