@@ -40,7 +40,8 @@ type Found struct {
 
 // Hello registers a host, or a new run of it, and opens a new session: the
 // index at which it is applied. A live host of the same Name under another ID
-// is refused with NameTaken.
+// is refused with NameTaken, and a known identity on another machine with
+// Clone.
 type Hello struct {
 	PublicKey ed25519.PublicKey `json:"publicKey"`
 	Nonce     uint64            `json:"nonce"` // drawn at start; tells a repeated Hello from a new one
@@ -108,7 +109,8 @@ type GrantExact struct {
 
 // Release gives a lease back, or, with a valid Addr, that one address of it
 // (Lease.Without). A lease that is not the host's is refused (NotHeld); one
-// that does not exist is answered with success.
+// that does not exist is answered with success. A lease that covers no usable
+// address any more ends.
 type Release struct {
 	Lease uint64     `json:"lease"`
 	Addr  netip.Addr `json:"addr,omitzero"`
@@ -144,19 +146,22 @@ type Forget struct {
 type Confirm struct{}
 
 // Leave takes the sender out of the cluster, with all that it holds. Its
-// identity is not remembered. A host that still holds a network is refused.
+// identity is not remembered. A host that still holds a network is refused
+// (InUse); one that is not known has left already.
 type Leave struct{}
 
 // Dissolve ends a cluster without pools, whose hosts then join the cluster
-// Into, members of which are at At. It is the last command of its log.
+// Into, members of which are at At. It is the last command of its log: any
+// later one is refused (Dissolved). A cluster with pools is refused (InUse).
 type Dissolve struct {
 	Into ID               `json:"into"`
 	At   []netip.AddrPort `json:"at"`
 }
 
 // Rebuild is the first command of a log that replaces one that was lost: the
-// registry as it could be put together again, with its Gen raised and without
-// sessions. Hosts that do not say Hello to it are fenced.
+// registry as it could be put together again, with its Gen and its Offset
+// raised and without sessions. It becomes the state as it is, but for Index,
+// which follows from Offset. Hosts that do not say Hello to it are fenced.
 type Rebuild struct {
 	Registry *Registry `json:"registry"`
 }
@@ -167,7 +172,7 @@ type Result struct {
 	Pool    Pool     `json:"pool,omitzero"`
 	Lease   Lease    `json:"lease,omitzero"`
 	Network Network  `json:"network,omitzero"`
-	Leases  []Lease  `json:"leases,omitempty"` // of Hello: all leases of the host
+	Leases  []Lease  `json:"leases,omitempty"` // of Hello: all leases of the host; of Forget: those in quarantine
 	Refused *Refusal `json:"refused,omitempty"`
 }
 

@@ -51,6 +51,10 @@ type Host struct {
 	Address   netip.AddrPort    `json:"address"` // where its gossip, records, raft and RPC are served
 	Machine   Machine           `json:"machine"`
 	Tombstone bool              `json:"tombstone,omitempty"`
+	// Replaced names the identity that took over name and address, when the
+	// host was installed anew without its state. This one has no session, is
+	// named NAME-SHORTID, and keeps its leases until it is forgotten.
+	Replaced HostID `json:"replaced,omitempty"`
 }
 
 // HostInfo is what a host says of itself to all others by gossip.

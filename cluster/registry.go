@@ -68,7 +68,8 @@ type Pool struct {
 }
 
 // Lease is a block of a pool that one host alone hands out. Blocks are aligned
-// powers of two. There is no time in a lease.
+// powers of two. There is no time in a lease. No two leases cover one address,
+// but a block may lie inside another that does not cover it any more.
 type Lease struct {
 	ID     uint64       `json:"id"` // log index of the grant
 	Pool   PoolKey      `json:"pool"`
@@ -89,11 +90,65 @@ func (l Lease) Equal(m Lease) bool {
 	return l.ID == m.ID && l.Pool == m.Pool && l.Block == m.Block && l.Holder == m.Holder && slices.Equal(l.Without, m.Without)
 }
 
-// Claim is a block that a host keeps as its own, as the host says itself.
+// Claim returns what the holder of a lease says of it.
+func (l Lease) Claim() Claim {
+	c := Claim{Lease: l.ID, Pool: l.Pool, Block: l.Block}
+	for i, a := 0, l.Block.Addr(); i < BlockMax && l.Block.Contains(a); i, a = i+1, a.Next() {
+		if slices.Contains(l.Without, a) {
+			c.Without |= 1 << i
+		}
+	}
+	return c
+}
+
+// BlockMax is the size of the largest block, in addresses.
+const BlockMax = 64
+
+// Claim is a block that a host keeps as its own, as the host says itself. It
+// is a comparable value.
 type Claim struct {
 	Lease uint64       `json:"lease"` // zero value: no claim
 	Pool  PoolKey      `json:"pool"`
 	Block netip.Prefix `json:"block"`
+	// Without has bit i set when the host gave back the i-th address of the
+	// block, counted from 0: see Lease.Without.
+	Without uint64 `json:"without,omitempty"`
+}
+
+// Given lists the addresses of the block that the host gave back, in order.
+func (c Claim) Given() []netip.Addr {
+	var out []netip.Addr
+	for i, a := 0, c.Block.Addr(); i < BlockMax && c.Block.Contains(a); i, a = i+1, a.Next() {
+		if c.Without>>i&1 != 0 {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// Covers reports whether the host keeps an address as its own.
+func (c Claim) Covers(a netip.Addr) bool {
+	return c.Block.Contains(a) && !slices.Contains(c.Given(), a)
+}
+
+// Overlaps reports whether two claims are about one address of one pool.
+func (c Claim) Overlaps(o Claim) bool {
+	if c.Pool != o.Pool || !c.Block.Overlaps(o.Block) {
+		return false
+	}
+	if c.Without == 0 && o.Without == 0 {
+		return true
+	}
+	within := c.Block
+	if o.Block.Bits() > within.Bits() {
+		within = o.Block
+	}
+	for i, a := 0, within.Addr(); i < BlockMax && within.Contains(a); i, a = i+1, a.Next() {
+		if c.Covers(a) && o.Covers(a) {
+			return true
+		}
+	}
+	return false
 }
 
 // Definition is what the hosts of a network must agree about. An empty field
@@ -126,9 +181,11 @@ type Registry struct {
 	Gen     uint64 `json:"gen"` // raised when the registry is rebuilt
 	Index   uint64 `json:"index"`
 	// Offset is added to the indexes of the log that goes on from a rebuilt
-	// registry, so that the numbers of leases and sessions only rise.
+	// registry, so that the numbers of leases and sessions, and Index itself,
+	// only rise: the log's own position is Index - Offset.
 	Offset    uint64             `json:"offset,omitempty"`
 	Dissolved ID                 `json:"dissolved,omitempty"` // cluster that took this one's place
+	Members   []netip.AddrPort   `json:"members,omitempty"`   // of that cluster, to join it at
 	Hosts     map[HostID]Host    `json:"hosts"`
 	Pools     map[PoolKey]Pool   `json:"pools"`
 	Networks  map[uint32]Network `json:"networks"`
@@ -182,4 +239,26 @@ func (r *Registry) HostName(id HostID) string {
 		return h.Name
 	}
 	return id.Short()
+}
+
+// HostsCalled finds the hosts that an operator means by a name, an identity or
+// the Short form of one: members before those that were forgotten, and by
+// identity. More than one answer is for the operator to decide about.
+func (r *Registry) HostsCalled(name string) []Host {
+	var out []Host
+	for id, h := range r.Hosts {
+		if h.Name == name || string(id) == name || id.Short() == name {
+			out = append(out, h)
+		}
+	}
+	slices.SortFunc(out, func(a, b Host) int {
+		if a.Tombstone != b.Tombstone {
+			if b.Tombstone {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a.ID, b.ID)
+	})
+	return out
 }
