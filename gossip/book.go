@@ -25,10 +25,11 @@ type host struct {
 	Addresses []netip.AddrPort `json:"addresses,omitempty"` // newest first
 	Seen      time.Time        `json:"seen"`                // when it was last known to be alive
 	Left      bool             `json:"left,omitempty"`      // said good-bye: not dialed
-	Forgotten bool             `json:"forgotten,omitempty"` // not to be listened to again
 
-	alive bool
-	since time.Time // of the present state
+	alive   bool      // as membership believes
+	since   time.Time // of the present state
+	refused error     // why it may not take part, see Cluster.admit
+	knocked time.Time // when it last tried, while refused
 }
 
 func (h *host) state() cluster.MemberState {
@@ -43,7 +44,10 @@ func (h *host) state() cluster.MemberState {
 }
 
 // awaited reports whether the host is one that should be there.
-func (h *host) awaited() bool { return !h.Left && !h.Forgotten }
+func (h *host) awaited() bool { return !h.Left && h.refused == nil }
+
+// present reports whether the host is alive and may take part.
+func (h *host) present() bool { return h.alive && h.refused == nil }
 
 func (h *host) isAt(a netip.AddrPort) bool { return len(h.Addresses) > 0 && h.Addresses[0] == a }
 
@@ -72,11 +76,6 @@ func (b *book) meet(id cluster.HostID) *host {
 	}
 	b.dirty[id] = true
 	return h
-}
-
-func (b *book) forgotten(id cluster.HostID) bool {
-	h := b.hosts[id]
-	return h != nil && h.Forgotten
 }
 
 // list returns the hosts for which keep holds, by id.
@@ -158,13 +157,11 @@ func swapCluster(db *bbolt.DB, id cluster.ID) (was cluster.ID, err error) {
 	return was, nil
 }
 
-// clear drops all hosts but those that were removed on purpose.
+// clear drops all hosts.
 func (b *book) clear() {
-	for id, h := range b.hosts {
-		if !h.Forgotten {
-			delete(b.hosts, id)
-			b.dirty[id] = true
-		}
+	for id := range b.hosts {
+		delete(b.hosts, id)
+		b.dirty[id] = true
 	}
 }
 

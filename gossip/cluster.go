@@ -34,12 +34,15 @@ type Config struct {
 	Port     uint16   // for entries of Join without one
 	DB       *bbolt.DB
 	Identity ed25519.PrivateKey
-	Log      logrus.FieldLogger
+	// Admit says why a host may not take part, such as that the cluster forgot
+	// it; nil lets it. It is asked often, with locks held: it must not block, nor
+	// call this package. Without Admit every host may.
+	Admit func(cluster.HostID) error
+	Log   logrus.FieldLogger
 }
 
 // Cluster is this host's view of the others, and its voice among them. All
-// methods are safe for concurrent use, and none but Run, Forget and Leave
-// blocks.
+// methods are safe for concurrent use, and none but Run and Leave blocks.
 type Cluster struct {
 	cfg   Config
 	log   logrus.FieldLogger
@@ -73,8 +76,9 @@ type Cluster struct {
 	heard       map[cluster.HostID]rumour
 	wanted      map[cluster.HostID]bool // partners of the next exchanges
 	answers     map[netip.AddrPort]answer
-	trouble     error   // of the last round of dials, while this host is alone
-	member      *member // of the present stay; nil while there is none
+	knocks      map[cluster.HostID]knock // of refused hosts
+	trouble     error                    // of the last round of dials, while this host is alone
+	member      *member                  // of the present stay; nil while there is none
 	subscribers []chan struct{}
 }
 
@@ -107,6 +111,7 @@ func open(cfg Config, n network, seed uint64) (*Cluster, error) {
 		heard:     map[cluster.HostID]rumour{},
 		wanted:    map[cluster.HostID]bool{},
 		answers:   map[netip.AddrPort]answer{},
+		knocks:    map[cluster.HostID]knock{},
 		quiet:     newQuiet(cfg.Log),
 	}
 	c.alive.Store(1)
@@ -223,7 +228,7 @@ func (c *Cluster) Members() []cluster.Member {
 	defer c.mu.Unlock()
 	out := []cluster.Member{{ID: c.cfg.ID, Address: c.net.Addr(), State: cluster.Alive, Since: c.started, Info: c.info}}
 	for id, h := range c.book.hosts {
-		if h.Forgotten {
+		if c.admit(id) != nil {
 			continue
 		}
 		m := cluster.Member{ID: id, State: h.state(), Since: h.since, Info: cluster.HostInfo{Name: h.Name}}
@@ -248,7 +253,7 @@ func (c *Cluster) Streams() []cluster.Stream {
 	defer c.mu.Unlock()
 	out := make([]cluster.Stream, 0, len(c.table.streams))
 	for owner, s := range c.table.streams {
-		if owner != c.cfg.ID {
+		if owner != c.cfg.ID && c.admit(owner) == nil {
 			out = append(out, s.view)
 		}
 	}
@@ -266,11 +271,12 @@ func (c *Cluster) Settled() bool {
 }
 
 // Trouble says why this host is alone although others are known or named in
-// Join; nil when it is not alone, or knows of nobody.
+// Join, and which hosts are refused that lately tried to take part; nil when
+// there is neither.
 func (c *Cluster) Trouble() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.trouble
+	return errors.Join(append([]error{c.trouble}, c.refusals()...)...)
 }
 
 // Subscribe returns a channel that receives a value after Members, Streams or
@@ -281,24 +287,6 @@ func (c *Cluster) Subscribe() <-chan struct{} {
 	defer c.mu.Unlock()
 	c.subscribers = append(c.subscribers, ch)
 	return ch
-}
-
-// Forget drops a host and what it said, for good: it is not listened to again
-// under its present identity. It is for hosts that the cluster removed, and is
-// called on every host.
-func (c *Cluster) Forget(id cluster.HostID) {
-	if id == c.cfg.ID {
-		return
-	}
-	c.mu.Lock()
-	h := c.book.meet(id)
-	h.Forgotten, h.alive, h.since = true, false, time.Now()
-	c.table.drop(id)
-	delete(c.heard, id)
-	c.countAlive()
-	c.changed()
-	c.mu.Unlock()
-	c.saveBook()
 }
 
 // Leave says good-bye: the others drop this host's records and dial it no

@@ -34,7 +34,7 @@ func (d *delegate) NodeMeta(limit int) []byte {
 	return append([]byte{metaVersion}, name[:min(len(name), metaName, limit-1)]...)
 }
 
-func nameOf(meta []byte) string {
+func nameIn(meta []byte) string {
 	if len(meta) < 1 || meta[0] != metaVersion {
 		return ""
 	}
@@ -60,18 +60,15 @@ func (d *delegate) LocalState(bool) []byte { return d.m.rootMessage() }
 
 func (d *delegate) MergeRemoteState(b []byte, _ bool) { d.NotifyMsg(b) }
 
-// NotifyAlive refuses hosts that were removed from the cluster, and names that
-// no host has.
+// NotifyAlive refuses hosts that may not take part, and names that no host has.
+// What membership learns in a merge comes by here as well.
 func (d *delegate) NotifyAlive(n *memberlist.Node) error {
 	if id, err := hex.DecodeString(n.Name); err != nil || len(id) != 16 {
 		return errors.New("its name is not a host id")
 	}
 	d.m.mu.Lock()
 	defer d.m.mu.Unlock()
-	if d.m.book.forgotten(cluster.HostID(n.Name)) {
-		return errors.New("it was removed from the cluster")
-	}
-	return nil
+	return d.m.admit(cluster.HostID(n.Name))
 }
 
 func (d *delegate) NotifyJoin(n *memberlist.Node)   { d.m.noted(n, true) }
@@ -93,7 +90,7 @@ func (m *member) noted(n *memberlist.Node, alive bool) {
 	if alive {
 		h.at(nodeAddress(n))
 		h.Left = h.Left && h.alive // a host that comes back has not left
-		if name := nameOf(n.Meta); name != "" {
+		if name := nameIn(n.Meta); name != "" {
 			h.Name = name
 		}
 	}
@@ -103,7 +100,7 @@ func (m *member) noted(n *memberlist.Node, alive bool) {
 			"host": id.Short(), "name": h.Name, "address": nodeAddress(n), "state": h.state(),
 		}).Info("member changed")
 	}
-	if alive {
+	if m.admit(id) == nil && alive {
 		m.trouble = nil
 		if !m.settled {
 			m.wantSync(id)

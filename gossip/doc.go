@@ -23,8 +23,9 @@
 // Membership is memberlist's, with two things that it lacks: it never heals a
 // partition by itself and remembers a dead host for half a minute. So the
 // address book is kept here, on disk, and hosts that are known and do not
-// answer are dialed for ever, until [Cluster.Forget]. A host that fails keeps
-// its stream: its records are suspended in name only, since the data plane may
+// answer are dialed for ever, unless Config.Admit refuses them: such a host is
+// not heard, by no way, and what it said is dropped. A host that fails keeps its
+// stream: its records are suspended in name only, since the data plane may
 // well be fine.
 //
 // # Files
@@ -32,9 +33,9 @@
 // table.go is the pure core: versions, merging, digests. record.go says what
 // an entry means. wire.go encodes. exchange.go is one anti-entropy exchange,
 // sync.go when to have one. hint.go is the fast path. book.go is the address
-// book, join.go dials from it. member.go and delegate.go put memberlist on
-// top of network.go, which is what is needed of the transport. cluster.go is
-// the door.
+// book, join.go dials from it. admit.go keeps out whom the cluster refuses.
+// member.go and delegate.go put memberlist on top of network.go, which is what
+// is needed of the transport. cluster.go is the door.
 //
 // # Traps
 //

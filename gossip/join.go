@@ -155,7 +155,7 @@ func (m *member) joinTargets() ([]string, error) {
 		// A member may be reached under more addresses than it advertises.
 		id := m.answers[a].peer
 		h := m.book.hosts[id]
-		if !present[a] && id != m.cfg.ID && (h == nil || !h.alive && !h.Forgotten) {
+		if !present[a] && id != m.cfg.ID && (h == nil || !h.alive && h.refused == nil) {
 			out = append(out, a.String())
 		}
 	}
@@ -189,5 +189,5 @@ func (m *member) join(target string) error {
 
 // alivePeers are the other hosts that are alive; call with mu held.
 func (c *Cluster) alivePeers() []cluster.HostID {
-	return c.book.list(func(h *host) bool { return h.alive && !h.Forgotten })
+	return c.book.list(func(h *host) bool { return h.present() })
 }

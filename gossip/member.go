@@ -181,13 +181,14 @@ func (c *Cluster) dial(ctx context.Context, to netip.AddrPort, p transport.Proto
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	refused := c.admit(a.peer)
 	switch {
 	case err != nil:
 		a.err = err
 	case a.peer == c.cfg.ID:
 		a.err = fmt.Errorf("dial %s: this host itself answers", to)
-	case c.book.forgotten(a.peer):
-		a.err = fmt.Errorf("dial %s: host %s was removed from the cluster", to, a.peer.Short())
+	case refused != nil:
+		a.err = fmt.Errorf("dial %s: host %s is refused: %w", to, a.peer.Short(), refused)
 	case want != "" && a.peer != want:
 		a.err = fmt.Errorf("dial %s: host %s answers there, not %s", to, a.peer.Short(), want.Short())
 	}

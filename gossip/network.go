@@ -73,10 +73,7 @@ func (c *Cluster) acceptStreams(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("accept membership stream: %w", err)
 		}
-		c.mu.Lock()
-		refused := c.book.forgotten(conn.(peered).Peer())
-		c.mu.Unlock()
-		if refused {
+		if c.turnAway(conn.(peered).Peer()) {
 			_ = conn.Close()
 			continue
 		}

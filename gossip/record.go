@@ -17,6 +17,7 @@ const (
 	infoKey    = "i"
 	leftKey    = "l" // the host left; it holds nothing
 	recordKind = 'r'
+	claimKind  = 'c'
 )
 
 const (
@@ -46,6 +47,9 @@ func sorted(entries []entry) []entry {
 
 func keyOf(k cluster.RecordKey) string {
 	b := make([]byte, 0, 21)
+	if k.Claim != 0 {
+		return string(binary.BigEndian.AppendUint64(append(b, claimKind), k.Claim))
+	}
 	b = append(b, recordKind)
 	b = binary.BigEndian.AppendUint32(b, k.Network)
 	return string(append(b, k.Endpoint[:]...))
@@ -53,6 +57,10 @@ func keyOf(k cluster.RecordKey) string {
 
 func encodeRecord(r cluster.Record) string {
 	b := make([]byte, 0, 64)
+	if r.Claim.Lease != 0 {
+		b = appendText(b, r.Claim.Pool.Space)
+		return string(appendPrefix(appendPrefix(b, r.Claim.Pool.Prefix), r.Claim.Block))
+	}
 	b = append(b, r.MAC[:]...)
 	b = appendAddr(b, r.IPv4)
 	b = appendAddr(b, r.IPv6)
@@ -68,8 +76,16 @@ func appendAddr(b []byte, a netip.Addr) []byte {
 	return append(append(b, byte(len(s))), s...)
 }
 
+func appendPrefix(b []byte, p netip.Prefix) []byte {
+	return append(appendAddr(b, p.Addr()), byte(p.Bits()))
+}
+
 // recordKeyOf reports false for the key of an entry that is no record.
 func recordKeyOf(key string) (k cluster.RecordKey, ok bool) {
+	if len(key) == 9 && key[0] == claimKind {
+		k.Claim = binary.BigEndian.Uint64([]byte(key[1:]))
+		return k, k.Claim != 0
+	}
 	if len(key) != 21 || key[0] != recordKind {
 		return k, false
 	}
@@ -82,6 +98,10 @@ func recordKeyOf(key string) (k cluster.RecordKey, ok bool) {
 func decodeRecord(k cluster.RecordKey, value string) (cluster.Record, bool) {
 	r := cluster.Record{Network: k.Network, Endpoint: k.Endpoint}
 	d := decoder{b: []byte(value)}
+	if k.Claim != 0 {
+		r.Claim = cluster.Claim{Lease: k.Claim, Pool: cluster.PoolKey{Space: d.text(maxName), Prefix: d.prefix()}, Block: d.prefix()}
+		return r, !d.failed
+	}
 	copy(r.MAC[:], d.bytes(6))
 	r.IPv4 = d.addr()
 	r.IPv6 = d.addr()

@@ -1,15 +1,19 @@
 package gossip
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -559,27 +563,113 @@ func TestWholeClusterRestarts(t *testing.T) {
 	})
 }
 
-func TestForget(t *testing.T) {
+// gate is the answer of one host's Admit.
+type gate struct {
+	mu      sync.Mutex
+	refused map[cluster.HostID]error
+}
+
+func (g *gate) refuse(n int, why error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.refused = map[cluster.HostID]error{hostID(n): why}
+}
+
+func (g *gate) admit(id cluster.HostID) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.refused[id]
+}
+
+// TestAdmit: host 2 was removed from the cluster. Host 3 has not heard of that
+// yet, and goes on talking of it.
+func TestAdmit(t *testing.T) {
 	simulate(t, func(s *sim) {
-		s.startAll(3)
-		s.hosts[0].Forget(hostID(2))
-		s.hosts[1].Forget(hostID(2))
-		gone := func(n int) bool {
-			return s.hosts[n].state(2) == "" && len(s.hosts[n].Streams()) == 1
+		gates := []*gate{{}, {}}
+		guarded := func(n int) simOption { return func(c *simConfig) { c.Admit = gates[n].admit } }
+		s.start(0, []int{0}, guarded(0)).Publish(recordsOf(1, 0, 1))
+		s.start(1, []int{0}, guarded(1)).Publish(recordsOf(1, 1, 2))
+		s.start(2, []int{0}).Publish(recordsOf(1, 2, 3))
+		s.start(3, []int{0}).Publish(recordsOf(1, 3, 4))
+		s.await(time.Minute, "all hosts hear all", func() bool { return s.agree(all(4)) })
+		gone := func(n int) bool { return s.hosts[n].state(2) == "" && len(s.hosts[n].Streams()) == 2 }
+
+		news := s.hosts[0].Subscribe()
+		for _, g := range gates {
+			g.refuse(2, errors.New("it was removed from the cluster: reset it"))
 		}
-		// It is still running, and goes on talking.
-		for range 60 {
+		if !gone(0) || !gone(1) {
+			s.Fatal("a refused host is served")
+		}
+		s.await(2*time.Second, "the change is told", func() bool { return len(news) > 0 })
+		if _, ok := s.hosts[0].table.streams[hostID(2)]; ok {
+			s.Fatal("what a refused host said is kept")
+		}
+		// It is still running, and goes on talking, and others pass it on.
+		for i := range 60 {
 			time.Sleep(time.Second)
-			s.hosts[2].Publish(recordsOf(1, 100, 101))
+			s.hosts[2].Publish(recordsOf(1, 100, 101+i))
 			if !gone(0) || !gone(1) {
-				s.Fatal("a forgotten host is back")
+				s.Fatal("a refused host is back")
+			}
+		}
+		s.await(10*time.Second, "a host that admits it hears it", func() bool { return s.hosts[3].holds(2, record(1, 159)) })
+		for n := range 2 {
+			err := s.hosts[n].Trouble()
+			if err == nil || !strings.Contains(err.Error(), "host host002 ("+hostID(2).Short()+") is refused: it was removed from the cluster: reset it") {
+				s.Errorf("host %d: trouble is %v", n, err)
 			}
 		}
 		s.kill(0)
-		s.start(0, []int{1, 2}).Publish(nil)
+		s.start(0, []int{1, 2, 3}, guarded(0)).Publish(nil)
+		s.await(time.Minute, "it settles", s.hosts[0].Settled)
 		time.Sleep(time.Minute)
 		if !gone(0) {
-			s.Fatal("a forgotten host is back after a restart")
+			s.Fatal("a refused host is back after a restart")
+		}
+		// Nothing but the answer of Admit keeps it out.
+		for _, g := range gates {
+			g.refuse(2, nil)
+		}
+		s.await(time.Minute, "all hosts hear all", func() bool { return s.agree(all(4)) })
+		time.Sleep(2 * knockedFor)
+		for n := range 4 {
+			if err := s.hosts[n].Trouble(); err != nil {
+				s.Errorf("host %d: trouble is %v", n, err)
+			}
+		}
+	})
+}
+
+// TestClaims: what a host claims reaches hosts that never met it, changes, and
+// ends.
+func TestClaims(t *testing.T) {
+	simulate(t, func(s *sim) {
+		claim := func(lease uint64, space, pool, block string) cluster.Record {
+			return cluster.Record{Claim: cluster.Claim{Lease: lease, Pool: cluster.PoolKey{Space: space, Prefix: netip.MustParsePrefix(pool)}, Block: netip.MustParsePrefix(block)}}
+		}
+		old, v6, mine := claim(7, "", "10.1.0.0/16", "10.1.4.0/29"), claim(9, "blue", "fd01::/64", "fd01::8/125"), record(1, 1)
+		s.startAll(3)
+		s.hosts[1].Publish([]cluster.Record{mine, old, v6})
+		said := func(n int, want ...cluster.Record) func() bool {
+			return func() bool {
+				for _, st := range s.hosts[n].Streams() {
+					if st.Owner == hostID(1) {
+						return slices.Equal(slices.SortedFunc(maps.Values(st.Records), func(a, b cluster.Record) int { return cmp.Compare(a.Claim.Lease, b.Claim.Lease) }), want)
+					}
+				}
+				return false
+			}
+		}
+		s.await(2*time.Second, "claims are heard", said(2, mine, old, v6))
+		s.kill(1)
+		s.start(3, []int{2}).Publish(nil)
+		s.await(time.Minute, "claims are relayed", said(3, mine, old, v6))
+		s.start(1, []int{0}).Publish([]cluster.Record{mine, v6})
+		for n := range 4 {
+			if n != 1 {
+				s.await(time.Minute, "a claim ends", said(n, mine, v6))
+			}
 		}
 	})
 }

@@ -54,6 +54,7 @@ func (m *member) keepSynced(g *errgroup.Group) error {
 			return m.ctx.Err()
 		}
 		m.renew()
+		m.Review()
 		m.mu.Lock()
 		m.settle()
 		settled := m.settled
@@ -119,13 +120,13 @@ func (m *member) partner() (cluster.HostID, netip.AddrPort, bool) {
 	}
 	var wanted []cluster.HostID
 	for id := range m.wanted {
-		if h := m.book.hosts[id]; h != nil && !h.Forgotten && len(h.Addresses) > 0 {
+		if h := m.book.hosts[id]; h != nil && h.refused == nil && len(h.Addresses) > 0 {
 			wanted = append(wanted, id)
 		}
 	}
 	clear(m.wanted)
 	for owner := range m.heard { // still missing
-		if h := m.book.hosts[owner]; h != nil && h.alive {
+		if h := m.book.hosts[owner]; h != nil && h.present() {
 			wanted = append(wanted, owner)
 		}
 	}
@@ -175,10 +176,7 @@ func (c *Cluster) answer(ctx context.Context) error {
 			defer conn.Close()
 			defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 			peer := conn.(peered)
-			c.mu.Lock()
-			refused := c.book.forgotten(peer.Peer())
-			c.mu.Unlock()
-			if refused {
+			if c.turnAway(peer.Peer()) {
 				return nil
 			}
 			if err := c.run(peer, (*session).answer); err != nil && ctx.Err() == nil {
@@ -273,7 +271,7 @@ func (l locked) compare(theirs []summary) (wants, gives []summary) {
 	l.c.mu.Lock()
 	defer l.c.mu.Unlock()
 	wants, gives = l.c.table.compare(theirs)
-	return slices.DeleteFunc(wants, func(s summary) bool { return l.c.book.forgotten(s.owner) }), gives
+	return slices.DeleteFunc(wants, func(s summary) bool { return l.c.admit(s.owner) != nil }), gives
 }
 
 func (l locked) since(have summary) (update, bool) {
@@ -287,7 +285,7 @@ func (l locked) merge(u update) (bool, error) {
 	owner := u.owner()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.book.forgotten(owner) {
+	if c.admit(owner) != nil {
 		return false, nil
 	}
 	changed, err := c.table.merge(u)

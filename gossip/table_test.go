@@ -107,7 +107,20 @@ func exchangeOnce(tb fataler, a, b *table, budget int) (outcome, outcome) {
 	return sa.outcome, sb.outcome
 }
 
+var drawPrefix = rapid.Custom(func(t *rapid.T) netip.Prefix {
+	n := rapid.SampledFrom([]int{4, 16}).Draw(t, "family")
+	a, _ := netip.AddrFromSlice(rapid.SliceOfN(rapid.Byte(), n, n).Draw(t, "address"))
+	return netip.PrefixFrom(a, rapid.IntRange(0, 8*n).Draw(t, "bits")).Masked()
+})
+
 var drawRecord = rapid.Custom(func(t *rapid.T) cluster.Record {
+	if rapid.Bool().Draw(t, "claim") {
+		return cluster.Record{Claim: cluster.Claim{
+			Lease: rapid.Uint64Min(1).Draw(t, "lease"),
+			Pool:  cluster.PoolKey{Space: rapid.StringMatching(`[a-z]{0,64}`).Draw(t, "space"), Prefix: drawPrefix.Draw(t, "pool")},
+			Block: drawPrefix.Draw(t, "block"),
+		}}
+	}
 	r := cluster.Record{
 		Network: rapid.Uint32().Draw(t, "network"),
 		Lease4:  rapid.Uint64().Draw(t, "lease4"),
@@ -142,7 +155,7 @@ func TestRecordsSurviveEncoding(t *testing.T) {
 		for _, r := range records {
 			want.Records[r.Key()] = r
 		}
-		if diff := cmp.Diff(want, got.streams[hostID(1)].view, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		if diff := cmp.Diff(want, got.streams[hostID(1)].view, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
 			t.Fatal(diff)
 		}
 	})
@@ -492,5 +505,6 @@ func FuzzMessages(f *testing.F) {
 		d = decoder{b: b}
 		tab.compare(d.summaries())
 		decodeRecord(cluster.RecordKey{}, string(b))
+		decodeRecord(cluster.RecordKey{Claim: 1}, string(b))
 	})
 }

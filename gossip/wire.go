@@ -71,6 +71,15 @@ func (d *decoder) addr() netip.Addr {
 	return a
 }
 
+// prefix reads one in canonical form.
+func (d *decoder) prefix() netip.Prefix {
+	p := netip.PrefixFrom(d.addr(), int(d.byte()))
+	if !p.IsValid() || p != p.Masked() {
+		d.failed = true
+	}
+	return p
+}
+
 func (d *decoder) epoch() uint32 {
 	v := d.uvarint()
 	if v > 1<<32-1 {
