@@ -1,0 +1,88 @@
+package lease
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/isthmus-net/isthmus/cluster"
+)
+
+// Contest is another host's claim to what this host was granted.
+type Contest struct {
+	Host  cluster.HostID
+	Claim cluster.Claim
+}
+
+func (c *Contest) Error() string {
+	return fmt.Sprintf("keep a new block: host %s claims block %s of pool %s, by lease %d", c.Host.Short(), c.Claim.Block, c.Claim.Pool, c.Claim.Lease)
+}
+
+// granted takes up a lease (rule H2), or gives it back unused when another host
+// claims it (rule H7).
+func (m *Machine) granted(pool cluster.PoolKey, l cluster.Lease, exact bool, contest *Contest) (Step, error) {
+	b := Block{Lease: l.ID, Pool: l.Pool, Prefix: l.Block, Holes: slices.Clone(l.Without), Exact: exact && l.Block.IsSingleIP()}
+	if l.Pool != pool {
+		return Step{}, fmt.Errorf("keep %s: not one of pool %s", b, pool)
+	}
+	return m.keep(b, slices.Collect(maps.Values(m.Pool(b.Pool).Blocks)), contest)
+}
+
+// keep is the one way by which a block becomes active. others are the blocks
+// of the pool that this host has.
+func (m *Machine) keep(b Block, others []Block, contest *Contest) (Step, error) {
+	p := m.Pool(b.Pool)
+	if b.Lease == 0 || !inside(b.Pool.Prefix, b.Prefix) {
+		return Step{}, fmt.Errorf("keep %s: not one of pool %s", b, b.Pool)
+	}
+	if m.Returned[b.Lease] {
+		return Step{}, fmt.Errorf("keep %s: it was given back since", b)
+	}
+	if known, ok := p.Blocks[b.Lease]; ok {
+		if known.Draining {
+			return Step{}, fmt.Errorf("keep %s: it is being given back", b)
+		}
+		return Step{}, nil
+	}
+	for _, other := range others {
+		if other.Pool == b.Pool && overlap(other, b) {
+			return Step{}, fmt.Errorf("keep %s: overlaps %s, which this host holds", b, other)
+		}
+	}
+	if contest != nil {
+		b.Draining = true
+		return Step{Writes: []Write{write(b)}, Send: []cluster.Command{releaseOf(b, netip.Addr{})}, Dropped: []Block{b}}, contest
+	}
+	return Step{Writes: []Write{write(b)}, Taken: []Block{b}}, nil
+}
+
+// Claims lists the active blocks, by number: what this host says to others
+// that it keeps (rule H7).
+func (m *Machine) Claims() []cluster.Claim {
+	var out []cluster.Claim
+	for _, p := range m.Pools {
+		for _, b := range p.Blocks {
+			if !b.Draining {
+				out = append(out, b.Claim())
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b cluster.Claim) int { return int(int64(a.Lease) - int64(b.Lease)) })
+	return out
+}
+
+// Keeps reports whether an active block covers some address of a prefix: the
+// answer to another host that was granted it.
+func (m *Machine) Keeps(pool cluster.PoolKey, block netip.Prefix) bool {
+	p, ok := m.Pools[pool]
+	if !ok {
+		return false
+	}
+	for _, b := range p.Blocks {
+		if !b.Draining && overlap(b, Block{Prefix: block}) {
+			return true
+		}
+	}
+	return false
+}
