@@ -102,7 +102,11 @@ func (t *Transport) welcome(tcp net.Conn) (*Conn, error) {
 		return nil, err
 	}
 	own := t.prelude()
-	if !t.serves(c.protocol) {
+	turnedAway := t.admission(c.protocol, c.Peer())
+	switch {
+	case turnedAway != nil:
+		own.Refusal, own.Cause = printable(turnedAway.Error()), causeOf(turnedAway)
+	case !t.serves(c.protocol):
 		own.Refusal = string(c.protocol) + " is not served on this host yet"
 	}
 	// The answer goes out before the check: the dialer shall see the same
@@ -112,6 +116,9 @@ func (t *Transport) welcome(tcp net.Conn) (*Conn, error) {
 	}
 	if err := own.check(peer, c.protocol, c.Peer()); err != nil {
 		return nil, err
+	}
+	if turnedAway != nil {
+		return nil, turnedAway
 	}
 	if own.Refusal != "" {
 		return nil, &fault{text: own.Refusal}

@@ -72,7 +72,11 @@ func (t *Transport) open(ctx context.Context, to netip.AddrPort, p Protocol) (*C
 	}
 	// Closing the connection interrupts every step below.
 	stop := context.AfterFunc(ctx, func() { tcp.Close() })
-	c, err := t.greet(tcp, p)
+	own := t.prelude()
+	if ctx.Value(anonymous{}) != nil {
+		own.Cluster = ""
+	}
+	c, err := t.greet(tcp, p, own)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -87,8 +91,16 @@ func (t *Transport) open(ctx context.Context, to netip.AddrPort, p Protocol) (*C
 	return c, nil
 }
 
+type anonymous struct{}
+
+// Anonymous makes Dial and Call name no cluster, so that a host of another
+// cluster answers. Only RPC is let through then.
+func Anonymous(ctx context.Context) context.Context {
+	return context.WithValue(ctx, anonymous{}, true)
+}
+
 // greet is the dialer's half of the handshake.
-func (t *Transport) greet(tcp net.Conn, p Protocol) (*Conn, error) {
+func (t *Transport) greet(tcp net.Conn, p Protocol, own prelude) (*Conn, error) {
 	config := t.tls.Clone()
 	config.NextProtos = []string{p.alpn()}
 	c := &Conn{Conn: tls.Client(tcp, config), t: t, tcp: tcp, protocol: p}
@@ -102,7 +114,6 @@ func (t *Transport) greet(tcp net.Conn, p Protocol) (*Conn, error) {
 	if c.key, err = t.keys.verify(c.ConnectionState()); err != nil {
 		return nil, err
 	}
-	own := t.prelude()
 	if err := writeJSON(c, preludeLimit, own); err != nil {
 		return nil, err
 	}
@@ -117,10 +128,24 @@ func (t *Transport) greet(tcp net.Conn, p Protocol) (*Conn, error) {
 	if err := own.check(peer, p, c.Peer()); err != nil {
 		return nil, err
 	}
+	if err := t.admission(p, c.Peer()); err != nil {
+		return nil, err
+	}
 	if peer.Refusal != "" {
-		return nil, &fault{text: "the peer refused: " + peer.Refusal}
+		return nil, &fault{cause: peer.Cause, text: "the peer refused: " + peer.Refusal}
 	}
 	return c, nil
+}
+
+// admission asks Config.Admit.
+func (t *Transport) admission(p Protocol, peer cluster.HostID) error {
+	if p == RPC {
+		return nil
+	}
+	if err := t.admits(peer); err != nil {
+		return &fault{cause: NotAdmitted, text: err.Error(), err: err}
+	}
+	return nil
 }
 
 func (t *Transport) prelude() prelude {

@@ -18,6 +18,10 @@
 // key: [Conn.Peer] is proven, not claimed. Verification knows no time; nothing
 // expires, and a host without a clock may join.
 //
+// A host that Config.Admit turns away gets no stream but RPC, in either
+// direction, and is told why. A question to a host of another cluster names no
+// cluster ([Anonymous]).
+//
 // Without a secret the keys derive from a fixed public string. The code path
 // is the same and streams are still encrypted, but anybody may join, and
 // membership packets are in clear.

@@ -22,6 +22,18 @@ type prelude struct {
 	Cluster cluster.ID     `json:"cluster"`
 	Host    cluster.HostID `json:"host"`
 	Refusal string         `json:"refusal,omitempty"` // of the acceptor: why not, where the rest does not show it
+	Cause   Cause          `json:"cause,omitempty"`   // of Refusal
+}
+
+// printable makes a reason fit to stand in a prelude.
+func printable(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, s)
+	return s[:min(len(s), preludeLimit/2)]
 }
 
 func parsePrelude(b []byte) (prelude, error) {
@@ -30,7 +42,7 @@ func parsePrelude(b []byte) (prelude, error) {
 		return prelude{}, errNotIsthmus("its greeting is garbled")
 	}
 	// These are shown to people.
-	for _, s := range []string{string(p.Cluster), string(p.Host), p.Refusal} {
+	for _, s := range []string{string(p.Cluster), string(p.Host), p.Refusal, string(p.Cause)} {
 		if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
 			return prelude{}, errNotIsthmus("its greeting is garbled")
 		}

@@ -20,6 +20,7 @@ const (
 	NotIsthmus   Cause = "not an isthmus port" // something else answers, or asks
 	NoCluster    Cause = "no cluster yet"      // one end belongs to none so far; passes by itself
 	Unreachable  Cause = "unreachable"         // no connection at all
+	NotAdmitted  Cause = "not admitted"        // one end turns the other away (Config.Admit)
 )
 
 // DialError says why no stream to a peer came to be. Its text names the cause

@@ -50,7 +50,11 @@ type Config struct {
 	// it has none. Where both ends name one, they must be equal; where either
 	// is "", only RPC is let through. It must not block.
 	Cluster func() cluster.ID
-	Log     logrus.FieldLogger
+	// Admit says whether a host may speak to this one, and why not; nil admits
+	// all. RPC is open to everybody, so that a host can be told. It must not
+	// block.
+	Admit func(cluster.HostID) error
+	Log   logrus.FieldLogger
 }
 
 // Transport is one host's end of all control traffic. All methods may be
@@ -61,6 +65,7 @@ type Transport struct {
 	keys    keys
 	tls     *tls.Config
 	cluster func() cluster.ID
+	admits  func(cluster.HostID) error
 	log     logrus.FieldLogger
 
 	tcp *net.TCPListener
@@ -86,6 +91,9 @@ func Listen(c Config) (*Transport, error) {
 	if len(c.Identity) != ed25519.PrivateKeySize || c.Cluster == nil || c.Log == nil {
 		return nil, errors.New("open transport: Identity, Cluster and Log are needed")
 	}
+	if c.Admit == nil {
+		c.Admit = func(cluster.HostID) error { return nil }
+	}
 	k, err := deriveKeys(c.Secret)
 	if err != nil {
 		return nil, fmt.Errorf("open transport: %w", err)
@@ -104,6 +112,7 @@ func Listen(c Config) (*Transport, error) {
 		addr:      netip.AddrPortFrom(c.Address.Addr().Unmap(), port),
 		keys:      k,
 		cluster:   c.Cluster,
+		admits:    c.Admit,
 		log:       c.Log,
 		tcp:       tcp,
 		udp:       udp,
