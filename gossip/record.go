@@ -59,7 +59,8 @@ func encodeRecord(r cluster.Record) string {
 	b := make([]byte, 0, 64)
 	if r.Claim.Lease != 0 {
 		b = appendText(b, r.Claim.Pool.Space)
-		return string(appendPrefix(appendPrefix(b, r.Claim.Pool.Prefix), r.Claim.Block))
+		b = appendPrefix(appendPrefix(b, r.Claim.Pool.Prefix), r.Claim.Block)
+		return string(binary.AppendUvarint(b, r.Claim.Without))
 	}
 	b = append(b, r.MAC[:]...)
 	b = appendAddr(b, r.IPv4)
@@ -99,7 +100,7 @@ func decodeRecord(k cluster.RecordKey, value string) (cluster.Record, bool) {
 	r := cluster.Record{Network: k.Network, Endpoint: k.Endpoint}
 	d := decoder{b: []byte(value)}
 	if k.Claim != 0 {
-		r.Claim = cluster.Claim{Lease: k.Claim, Pool: cluster.PoolKey{Space: d.text(maxName), Prefix: d.prefix()}, Block: d.prefix()}
+		r.Claim = cluster.Claim{Lease: k.Claim, Pool: cluster.PoolKey{Space: d.text(maxName), Prefix: d.prefix()}, Block: d.prefix(), Without: d.uvarint()}
 		return r, !d.failed
 	}
 	copy(r.MAC[:], d.bytes(6))

@@ -118,7 +118,7 @@ var drawRecord = rapid.Custom(func(t *rapid.T) cluster.Record {
 		return cluster.Record{Claim: cluster.Claim{
 			Lease: rapid.Uint64Min(1).Draw(t, "lease"),
 			Pool:  cluster.PoolKey{Space: rapid.StringMatching(`[a-z]{0,64}`).Draw(t, "space"), Prefix: drawPrefix.Draw(t, "pool")},
-			Block: drawPrefix.Draw(t, "block"),
+			Block: drawPrefix.Draw(t, "block"), Without: rapid.Uint64().Draw(t, "without"),
 		}}
 	}
 	r := cluster.Record{
