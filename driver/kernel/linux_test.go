@@ -199,9 +199,8 @@ func TestLinuxRepairs(t *testing.T) {
 		"nft add element arp isthmus drop_bridges '{ stray }'",
 		"nft insert rule inet isthmus prerouting accept",
 		"nft flush chain inet isthmus output",
-		"nft flush set inet isthmus tunnels4",
-		"nft add element inet isthmus tunnels4 '{ 192.0.2.1 . 9 }'",
-		"nft add element inet isthmus tunnels6 '{ fd00::1 . 8475 }'",
+		"nft add rule inet isthmus output notrack",
+		"nft add rule inet isthmus output udp dport 9 notrack comment '\"isthmus layout 2 tunnel 192.0.2.1:9\"'",
 		"nft delete table arp isthmus",
 		"nft delete table inet isthmus",
 		"nft flush chain inet isthmus input; nft delete chain inet isthmus input",
@@ -220,7 +219,7 @@ func TestLinuxRepairs(t *testing.T) {
 		})
 	}
 	s.t = t
-	s.sh("nft flush set inet isthmus drop_links; nft flush set arp isthmus drop_links; nft flush set inet isthmus drop_bridges; nft flush set arp isthmus drop_bridges; nft flush set inet isthmus tunnels4")
+	s.sh("nft flush set inet isthmus drop_links; nft flush set arp isthmus drop_links; nft flush set inet isthmus drop_bridges; nft flush set arp isthmus drop_bridges; nft flush chain inet isthmus output")
 	apply(t, k, stateOf())
 	if out := s.sh("nft list ruleset"); out != "" {
 		t.Errorf("empty tables stay: %s", out)

@@ -20,23 +20,15 @@ import (
 // TableName is the name of our nftables tables, in the families inet and arp.
 const TableName = "isthmus"
 
-// layout is written into each rule of ours. Tables of another layout, or with
-// another number of rules, are replaced.
+// layout begins the comment of each rule of ours; that of a tunnel's rules
+// goes on with " tunnel ADDRESS:PORT". Tables of another layout, or with other
+// rules, are replaced.
 const layout = "isthmus layout 2"
 
 // table is a table of ours.
 type table struct {
 	family nftables.TableFamily
-	sets   []set
 	chains []chain
-}
-
-// set holds the guards of one rule: names of links, or the address and port of
-// tunnels of one family.
-type set struct {
-	name string
-	rule GuardRule
-	key  nftables.SetDatatype
 }
 
 // chain is a base chain of ours.
@@ -44,111 +36,108 @@ type chain struct {
 	name     string
 	hook     *nftables.ChainHook
 	priority nftables.ChainPriority
-	rules    []rule
+	drops    [][]nameIn // each a list of conditions
+	tunnel   func(netip.AddrPort) []expr.Any
 }
 
-// rule does something to packets for which all conditions hold.
-type rule struct {
-	is []in
-	do []expr.Any
+// nameIn holds when the name of the input (or output) interface is in the set
+// of a rule, or, if not, when it is not.
+type nameIn struct {
+	key expr.MetaKey
+	set GuardRule
+	not bool
 }
 
-// in holds when what load puts into register 1 is in the set, or, if not, when
-// it is not.
-type in struct {
-	load []expr.Any
-	set  set
-	not  bool
-}
+// setNames are the sets of link names in each of our tables.
+var setNames = map[GuardRule]string{DropInput: "drop_links", DropBridgeInput: "drop_bridges"}
 
 var (
-	dropLinks   = set{"drop_links", DropInput, nftables.TypeIFName}
-	dropBridges = set{"drop_bridges", DropBridgeInput, nftables.TypeIFName}
-	tunnels4    = set{"tunnels4", NoTrack, nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)}
-	tunnels6    = set{"tunnels6", NoTrack, nftables.MustConcatSetType(nftables.TypeIP6Addr, nftables.TypeInetService)}
-
-	from = []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}}
-	to   = []expr.Any{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}}
-
-	drop    = []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}
-	noTrack = []expr.Any{&expr.Notrack{}}
+	fromLink   = nameIn{expr.MetaKeyIIFNAME, DropInput, false}
+	fromBridge = nameIn{expr.MetaKeyIIFNAME, DropBridgeInput, false}
+	notToOne   = nameIn{expr.MetaKeyOIFNAME, DropBridgeInput, true}
 )
 
 // ownTables is what we keep in nftables. Arriving frames that a macvlan child
 // or a bridge port takes never come here; what does come here would enter the
 // host's own stack: its sockets, its neighbour table, its routing.
 //
-// Connection tracking begins at priority -200, where Docker's NAT has it loaded.
-// The packets of a tunnel have a source port for each flow inside and none that
-// answers it, so that tracking them costs an entry each and is of no use.
+// Each rule costs every packet of the host something: those that match nothing
+// are left out, with their chains.
 var ownTables = []table{
-	{nftables.TableFamilyINet, []set{dropLinks, dropBridges, tunnels4, tunnels6}, []chain{
-		{"prerouting", nftables.ChainHookPrerouting, -310, []rule{
-			{[]in{{from, dropLinks, false}}, drop},
-			{[]in{{udpAt(unix.NFPROTO_IPV4, 16, 4), tunnels4, false}}, noTrack}, // destination
-			{[]in{{udpAt(unix.NFPROTO_IPV6, 24, 16), tunnels6, false}}, noTrack},
-		}},
-		{"output", nftables.ChainHookOutput, -310, []rule{
-			{[]in{{udpAt(unix.NFPROTO_IPV4, 12, 4), tunnels4, false}}, noTrack}, // source
-			{[]in{{udpAt(unix.NFPROTO_IPV6, 8, 16), tunnels6, false}}, noTrack},
-		}},
-		{"input", nftables.ChainHookInput, -310, []rule{{[]in{{from, dropBridges, false}}, drop}}},
+	{nftables.TableFamilyINet, []chain{
+		{"prerouting", nftables.ChainHookPrerouting, -310, [][]nameIn{{fromLink}}, tunnelTo},
+		{"output", nftables.ChainHookOutput, -310, nil, tunnelFrom},
+		{"input", nftables.ChainHookInput, -310, [][]nameIn{{fromBridge}}, nil},
 		// What br_netfilter shows of bridged frames has the bridge on both sides.
-		{"forward", nftables.ChainHookForward, -310, []rule{{[]in{{from, dropBridges, false}, {to, dropBridges, true}}, drop}}},
+		{"forward", nftables.ChainHookForward, -310, [][]nameIn{{fromBridge, notToOne}}, nil},
 	}},
-	{nftables.TableFamilyARP, []set{dropLinks, dropBridges}, []chain{
-		{"input", nftables.ChainHookRef(0), 0, []rule{
-			{[]in{{from, dropLinks, false}}, drop},
-			{[]in{{from, dropBridges, false}}, drop},
-		}},
+	{nftables.TableFamilyARP, []chain{
+		{"input", nftables.ChainHookRef(0), 0, [][]nameIn{{fromLink}, {fromBridge}}, nil},
 	}},
 }
 
-// udpAt loads, of UDP packets, the address at an offset of the IP header and
-// the destination port. Others do not match.
-func udpAt(proto byte, offset, size uint32) []expr.Any {
-	behind := uint32(unix.NFT_REG32_00) + size/4 // registers of 4 bytes; number 1 is the first four
+// tunnelTo and tunnelFrom keep the packets of a tunnel that arrive and leave
+// out of connection tracking, which begins at priority -200. They have a source
+// port for each flow inside and none that answers it, so that tracking them
+// costs an entry each and is of no use.
+func tunnelTo(end netip.AddrPort) []expr.Any   { return noTrack(end, 16, 24) }
+func tunnelFrom(end netip.AddrPort) []expr.Any { return noTrack(end, 12, 8) }
+
+// noTrack matches the UDP packets to the port of end that have its address at
+// an offset of the IP header. What most packets lack is asked first.
+func noTrack(end netip.AddrPort, offset4, offset6 uint32) []expr.Any {
+	ip, proto, offset := end.Addr().AsSlice(), byte(unix.NFPROTO_IPV4), offset4
+	if end.Addr().Is6() {
+		proto, offset = unix.NFPROTO_IPV6, offset6
+	}
+	is := func(data ...byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
 	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
-		&expr.Payload{DestRegister: behind, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, is(unix.IPPROTO_UDP),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		is(binary.BigEndian.AppendUint16(nil, end.Port())...),
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, is(proto),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(len(ip))}, is(ip...),
+		&expr.Notrack{},
 	}
 }
 
-// element returns g as an element of s; false if it has no place there.
-func (s set) element(g Guard) (nftables.SetElement, bool) {
-	key := make([]byte, unix.IFNAMSIZ)
-	copy(key[:unix.IFNAMSIZ-1], g.Dev)
-	if g.Rule == NoTrack {
-		key = binary.BigEndian.AppendUint16(g.Tunnel.Addr().AsSlice(), g.Tunnel.Port())
-		key = append(key, 0, 0) // all parts fill registers
-	}
-	return nftables.SetElement{Key: key}, g.Rule == s.rule && len(key) == int(s.key.Bytes)
-}
-
-// guard is the reverse of element.
-func (s set) guard(e nftables.SetElement) Guard {
-	if at := len(e.Key) - 4; s.rule == NoTrack && at > 0 {
-		ip, _ := netip.AddrFromSlice(e.Key[:at])
-		return Guard{Rule: s.rule, Tunnel: netip.AddrPortFrom(ip, binary.BigEndian.Uint16(e.Key[at:]))}
-	}
-	dev, _, _ := bytes.Cut(e.Key, []byte{0})
-	return Guard{Rule: s.rule, Dev: string(dev)}
-}
-
-// places counts the tables that g belongs into.
-func places(g Guard) (n int) {
-	for _, t := range ownTables {
-		for _, s := range t.sets {
-			if _, ok := s.element(g); ok {
-				n++
-			}
+// comments lists those of the rules that c has for guards, in order.
+func (c chain) comments(guards State) []string {
+	var out []string
+	for _, conditions := range c.drops {
+		if len(linksOf(guards, conditions[0].set)) > 0 {
+			out = append(out, layout)
 		}
 	}
-	return n
+	for _, end := range tunnelsOf(guards) {
+		if c.tunnel != nil {
+			out = append(out, layout+tunnelMark+end.String())
+		}
+	}
+	return out
+}
+
+const tunnelMark = " tunnel "
+
+// linksOf and tunnelsOf list what guards are for, sorted.
+func linksOf(guards State, rule GuardRule) (out []string) {
+	for key := range guards {
+		if key.Sub == string(rule) {
+			out = append(out, key.Dev)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func tunnelsOf(guards State) (out []netip.AddrPort) {
+	for _, g := range guards {
+		if g := g.(Guard); g.Rule == NoTrack {
+			out = append(out, g.Tunnel)
+		}
+	}
+	slices.SortFunc(out, netip.AddrPort.Compare)
+	return out
 }
 
 // nothing is in a dump where there is a table of ours that guards nothing.
@@ -176,7 +165,7 @@ func (k *Linux) guard(ops []Op) error {
 		switch {
 		case g.Rule == AcceptForward:
 			accept = append(accept, op)
-		case places(g) == 0:
+		case setNames[g.Rule] == "" && (g.Rule != NoTrack || !g.Tunnel.IsValid()):
 			return fmt.Errorf("%s %s: unknown rule", op.Action, g.Key())
 		case op.Action == Remove:
 			delete(want, g.Key())
@@ -209,8 +198,8 @@ func (k *Linux) dumpGuards(state State) error {
 	return nil
 }
 
-// dumpOwnTables adds the guards in our tables to state. What is not in all its
-// tables, or in a table that is not as we make it, is broken.
+// dumpOwnTables adds the guards in our tables to state. What is not in all of
+// them, or in one that is not as we make it, is broken.
 func (k *Linux) dumpOwnTables(state State) error {
 	conn, err := nftables.New(nftables.WithNetNSFd(int(k.ns)), nftables.AsLasting())
 	if err != nil {
@@ -221,67 +210,79 @@ func (k *Linux) dumpOwnTables(state State) error {
 	if err != nil {
 		return err
 	}
-	whole, found := true, false
-	seen := map[Guard]int{}
-	for _, own := range ownTables {
-		i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == TableName && t.Family == own.family })
+	found, comments := false, map[string][]string{}
+	held, all := map[nftables.TableFamily]State{}, State{}
+	for _, t := range tables {
+		i := slices.IndexFunc(ownTables, func(own table) bool { return t.Name == TableName && t.Family == own.family })
 		if i < 0 {
-			whole = false
 			continue
 		}
 		found = true
-		intact, err := own.read(conn, tables[i], seen)
-		if err != nil {
-			return fmt.Errorf("table %s: %w", TableName, err)
+		if held[t.Family], err = ownTables[i].read(conn, t, comments); err != nil {
+			return fmt.Errorf("table %s: %w", t.Name, err)
 		}
-		whole = whole && intact
+		maps.Copy(all, held[t.Family])
 	}
-	for g, n := range seen {
-		g.Broken = !whole || n < places(g)
+	intact := true
+	for _, own := range ownTables {
+		for _, c := range own.chains {
+			intact = intact && slices.Equal(comments[own.path(c)], c.comments(all))
+		}
+	}
+	for key, g := range all {
+		g := g.(Guard)
+		g.Broken = !intact
+		for _, own := range ownTables {
+			g.Broken = g.Broken || g.Rule != NoTrack && held[own.family][key] == nil
+		}
 		state.Put(g)
 	}
-	if found && len(seen) == 0 {
+	if found && len(all) == 0 {
 		state.Put(nothing)
 	}
 	return nil
 }
 
-// read counts the guards of one of our tables, and reports whether it has all
-// chains and rules.
-func (own table) read(conn *nftables.Conn, t *nftables.Table, seen map[Guard]int) (bool, error) {
+func (own table) path(c chain) string { return fmt.Sprint(own.family, " ", c.name) }
+
+// read returns the guards of one of our tables, and adds the comments of all
+// rules in each of its chains.
+func (own table) read(conn *nftables.Conn, t *nftables.Table, comments map[string][]string) (State, error) {
+	guards := State{}
 	sets, err := conn.GetSets(t)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	for _, s := range own.sets {
-		i := slices.IndexFunc(sets, func(o *nftables.Set) bool { return o.Name == s.name })
+	for rule, name := range setNames {
+		i := slices.IndexFunc(sets, func(s *nftables.Set) bool { return s.Name == name })
 		if i < 0 {
 			continue
 		}
 		elements, err := conn.GetSetElements(sets[i])
 		if err != nil {
-			return false, err
+			return nil, err
 		}
 		for _, e := range elements {
-			seen[s.guard(e)]++
+			dev, _, _ := bytes.Cut(e.Key, []byte{0})
+			guards.Put(Guard{Dev: string(dev), Rule: rule})
 		}
 	}
 	for _, c := range own.chains {
 		rules, err := conn.GetRules(t, &nftables.Chain{Name: c.name, Table: t})
 		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return false, err
+			return nil, err
 		}
-		n := 0
 		for _, r := range rules {
-			if text, _ := userdata.GetString(r.UserData, userdata.TypeComment); text == layout {
-				n++
+			text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+			comments[own.path(c)] = append(comments[own.path(c)], text)
+			if _, end, ok := strings.Cut(text, tunnelMark); ok {
+				if end, err := netip.ParseAddrPort(end); err == nil {
+					guards.Put(Guard{Rule: NoTrack, Tunnel: end})
+				}
 			}
 		}
-		if n != len(c.rules) || n != len(rules) {
-			return false, nil
-		}
 	}
-	return true, nil
+	return guards, nil
 }
 
 // writeOwnTables replaces our tables by what guards says; without any guard
@@ -308,40 +309,54 @@ func (k *Linux) writeOwnTables(guards State) error {
 
 // write fills the new table t.
 func (own table) write(conn *nftables.Conn, t *nftables.Table, guards State) error {
-	ids := map[string]uint32{}
-	for i, s := range own.sets {
-		made := &nftables.Set{
+	sets := map[GuardRule]*nftables.Set{}
+	for i, rule := range []GuardRule{DropInput, DropBridgeInput} {
+		set := &nftables.Set{
 			ID:    uint32(own.family)<<8 + uint32(i), // of its own in the transaction
-			Table: t, Name: s.name, KeyType: s.key, KeyByteOrder: binaryutil.NativeEndian,
+			Table: t, Name: setNames[rule], KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian,
 		}
-		if err := conn.AddSet(made, nil); err != nil {
+		if err := conn.AddSet(set, nil); err != nil {
 			return err
 		}
 		var elements []nftables.SetElement
-		for _, key := range slices.SortedFunc(maps.Keys(guards), CompareKeys) {
-			if e, ok := s.element(guards[key].(Guard)); ok {
-				elements = append(elements, e)
-			}
+		for _, dev := range linksOf(guards, rule) {
+			name := make([]byte, unix.IFNAMSIZ)
+			copy(name[:unix.IFNAMSIZ-1], dev)
+			elements = append(elements, nftables.SetElement{Key: name})
 		}
 		for part := range slices.Chunk(elements, 500) { // an attribute holds 64 kB
-			if err := conn.SetAddElements(made, part); err != nil {
+			if err := conn.SetAddElements(set, part); err != nil {
 				return err
 			}
 		}
-		ids[s.name] = made.ID
+		sets[rule] = set
 	}
 	policy := nftables.ChainPolicyAccept
 	for _, c := range own.chains {
+		comments := c.comments(guards)
+		if len(comments) == 0 {
+			continue
+		}
 		added := conn.AddChain(&nftables.Chain{Name: c.name, Table: t, Type: nftables.ChainTypeFilter,
 			Hooknum: c.hook, Priority: nftables.ChainPriorityRef(c.priority), Policy: &policy})
-		for _, r := range c.rules {
-			made := &nftables.Rule{Table: t, Chain: added, UserData: userdata.AppendString(nil, userdata.TypeComment, layout)}
-			for _, is := range r.is {
-				made.Exprs = append(made.Exprs, is.load...)
-				made.Exprs = append(made.Exprs, &expr.Lookup{SourceRegister: 1, SetName: is.set.name, SetID: ids[is.set.name], Invert: is.not})
+		add := func(comment string, exprs []expr.Any) {
+			conn.AddRule(&nftables.Rule{Table: t, Chain: added, Exprs: exprs, UserData: userdata.AppendString(nil, userdata.TypeComment, comment)})
+		}
+		for _, conditions := range c.drops {
+			if len(linksOf(guards, conditions[0].set)) == 0 {
+				continue
 			}
-			made.Exprs = append(made.Exprs, r.do...)
-			conn.AddRule(made)
+			var exprs []expr.Any
+			for _, is := range conditions {
+				exprs = append(exprs, &expr.Meta{Key: is.key, Register: 1},
+					&expr.Lookup{SourceRegister: 1, SetName: sets[is.set].Name, SetID: sets[is.set].ID, Invert: is.not})
+			}
+			add(layout, append(exprs, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}))
+		}
+		if c.tunnel != nil {
+			for _, end := range tunnelsOf(guards) {
+				add(layout+tunnelMark+end.String(), c.tunnel(end))
+			}
 		}
 	}
 	return nil

@@ -98,8 +98,8 @@ type Neigh struct {
 	MAC cluster.MAC
 }
 
-// Guard is the firewall's share for one link, or for all tunnels: one element
-// in our own nftables tables, or one accept rule in Docker's.
+// Guard is the firewall's share for one link, or for all tunnels: an element
+// of a set or a rule in our own nftables tables, or an accept rule in Docker's.
 type Guard struct {
 	Dev    string // empty in a dump: a table of ours that guards nothing
 	Rule   GuardRule
@@ -125,8 +125,8 @@ const (
 	DropBridgeInput GuardRule = "drop-bridge-input"
 	// NoTrack keeps the packets of tunnels out of connection tracking: table inet
 	// isthmus, chain prerouting by destination address and UDP port, and chain
-	// output by source address and UDP destination port, so that what others
-	// send through this host is tracked as before.
+	// output by source address and UDP destination port. What is not from or to
+	// this host's own VTEP is tracked as before.
 	NoTrack GuardRule = "notrack"
 	// AcceptForward lets frames pass from Dev to Dev where br_netfilter shows
 	// bridged frames to Docker's FORWARD chain with policy DROP: iifname Dev
