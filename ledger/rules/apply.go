@@ -32,67 +32,100 @@ func Decode(b []byte) (*cluster.Registry, error) {
 	if err := json.Unmarshal(b, r); err != nil {
 		return nil, fmt.Errorf("decode registry: %w", err)
 	}
-	return r, nil
+	return whole(r), nil
+}
+
+// whole returns a registry that has all its maps.
+func whole(r *cluster.Registry) *cluster.Registry {
+	next, empty := *r, New()
+	if next.Hosts == nil {
+		next.Hosts = empty.Hosts
+	}
+	if next.Pools == nil {
+		next.Pools = empty.Pools
+	}
+	if next.Networks == nil {
+		next.Networks = empty.Networks
+	}
+	if next.Leases == nil {
+		next.Leases = empty.Leases
+	}
+	if next.Requests == nil {
+		next.Requests = empty.Requests
+	}
+	return &next
 }
 
 // Apply does the command that stands at index in the log, and returns the next
 // registry and the answer. The registry that was passed in is not changed; the
 // two share what did not change. A nil registry is New().
+//
+// The index is the log's own. All numbers that come of it, in the registry and
+// in the answer, are index + Registry.Offset: edit adds it, and nothing else
+// does.
 func Apply(r *cluster.Registry, c cluster.Command, index uint64) (*cluster.Registry, cluster.Result) {
 	if r == nil {
 		r = New()
 	}
-	refuse := func(why *cluster.Refusal) (*cluster.Registry, cluster.Result) {
-		return edit(r, index).Registry, cluster.Result{Index: index, Refused: why}
-	}
-	if why := Validate(c); why != nil {
-		return refuse(why)
-	}
-	if c.Found != nil {
-		d := edit(r, index)
-		if why := d.found(*c.Found); why != nil {
-			return refuse(why)
-		}
-		return d.Registry, cluster.Result{Index: index}
-	}
-	if r.Cluster == "" {
-		return refuse(cluster.Refuse(cluster.Invalid, "this log has no cluster yet: it must be founded first"))
-	}
-	if c.Hello != nil {
-		d := edit(r, index)
-		session, why := d.hello(c.Host, *c.Hello)
-		if why != nil {
-			return refuse(why)
-		}
-		return d.Registry, cluster.Result{Index: session, Leases: leasesOfHost(d.Registry, c.Host)}
-	}
-	if why := admit(r, c); why != nil {
-		return refuse(why)
-	}
-	if last := r.Requests[c.Host]; c.Request == last.Request {
-		return edit(r, index).Registry, last.Result
-	} else if c.Request < last.Request {
-		return refuse(cluster.Refuse(cluster.StaleSession,
-			"request %d of host %s came late: request %d was answered before it", c.Request, r.HostName(c.Host), last.Request))
-	}
 	d := edit(r, index)
-	res := d.do(c)
+	res, remember := d.run(c)
 	if res.Refused != nil {
-		d = edit(r, index)
-		res = cluster.Result{Refused: res.Refused}
+		d = edit(r, index) // nothing of a refused command stays
+		res = cluster.Result{Index: res.Index, Refused: res.Refused}
 	}
-	res.Index = index
-	d.requests()[c.Host] = cluster.Answered{Request: c.Request, Result: res}
+	if res.Index == 0 {
+		res.Index = d.Index
+	}
+	if _, stays := d.Hosts[c.Host]; remember && stays {
+		d.requests()[c.Host] = cluster.Answered{Request: c.Request, Result: res}
+	}
 	return d.Registry, res
+}
+
+// run does a command, and says whether its answer is to be remembered.
+func (d *draft) run(c cluster.Command) (cluster.Result, bool) {
+	if why := Validate(c); why != nil {
+		return cluster.Result{Refused: why}, false
+	}
+	why := d.admit(c)
+	last := d.Requests[c.Host]
+	switch {
+	case c.Rebuild != nil:
+		return d.rebuild(c.Rebuild.Registry), false
+	case !sessionless(c) && why == nil && c.Request == last.Request:
+		return last.Result, false
+	case d.Dissolved != "":
+		return refused(cluster.Dissolved, "cluster %s was dissolved into cluster %s%s: its hosts join that one", d.Cluster, d.Dissolved, places(d.Members)), false
+	case c.Found != nil:
+		return d.found(*c.Found), false
+	case d.Cluster == "":
+		return refused(cluster.Invalid, "this log has no cluster yet: it must be founded first"), false
+	case c.Hello != nil:
+		return d.hello(c.Host, *c.Hello), false
+	case c.Confirm != nil:
+		return d.confirm(c.Host), false
+	case c.Leave != nil && !d.known(c.Host):
+		return cluster.Result{}, false
+	case why != nil:
+		return cluster.Result{Refused: why}, false
+	case c.Request < last.Request:
+		return refused(cluster.StaleSession, "request %d of host %s came late: request %d was answered before it", c.Request, d.called(c.Host), last.Request), false
+	}
+	return d.do(c), true
+}
+
+// sessionless reports a command that is not part of a session.
+func sessionless(c cluster.Command) bool {
+	return c.Found != nil || c.Hello != nil || c.Confirm != nil || c.Rebuild != nil
 }
 
 // admit checks that the command comes from the newest session of a host that
 // is in the cluster.
-func admit(r *cluster.Registry, c cluster.Command) *cluster.Refusal {
-	h, ok := r.Hosts[c.Host]
+func (d *draft) admit(c cluster.Command) *cluster.Refusal {
+	h, ok := d.Hosts[c.Host]
 	switch {
 	case !ok:
-		return cluster.Refuse(cluster.UnknownHost, "host %s is not registered in cluster %s: it must say hello first", c.Host.Short(), r.Cluster)
+		return cluster.Refuse(cluster.UnknownHost, "host %s is not registered in cluster %s: it must say hello first", c.Host.Short(), d.Cluster)
 	case h.Tombstone:
 		return forgotten(h)
 	case c.Session == 0 || c.Session != h.Session:
@@ -121,6 +154,12 @@ func (d *draft) do(c cluster.Command) cluster.Result {
 		return d.attachNetwork(c.Host, *c.AttachNetwork)
 	case c.DetachNetwork != nil:
 		return d.detachNetwork(c.Host, *c.DetachNetwork)
+	case c.Forget != nil:
+		return d.forget(c.Host, *c.Forget)
+	case c.Leave != nil:
+		return d.leave(c.Host)
+	case c.Dissolve != nil:
+		return d.dissolve(*c.Dissolve)
 	}
 	return refused(cluster.Invalid, "the command is empty or unknown to this version: upgrade isthmus on all hosts")
 }
@@ -133,13 +172,16 @@ func refused(code cluster.Code, format string, args ...any) cluster.Result {
 // it came from until one of the methods below is asked for a map to write to.
 type draft struct {
 	*cluster.Registry
+	at  uint64 // the command's index in the log; Index is its number
 	own struct{ hosts, pools, networks, leases, requests bool }
 }
 
+// edit begins the registry that follows r with the command at an index of the
+// log.
 func edit(r *cluster.Registry, index uint64) *draft {
 	next := *r
-	next.Index = index
-	return &draft{Registry: &next}
+	next.Index = index + next.Offset
+	return &draft{Registry: &next, at: index}
 }
 
 func writable[K comparable, V any](m *map[K]V, own *bool) map[K]V {

@@ -1,8 +1,10 @@
 package rules
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -10,10 +12,16 @@ import (
 )
 
 // Check tests what must hold in every registry that Apply can produce, and
-// returns all that does not.
+// returns all that does not, in the same words on every host. The invariants
+// that the protocol of block leases stands on are among it: no address is
+// leased twice, and every lease lies in its pool (I1); a VNI, a host's name and
+// a pool's name mean one thing (I2); leases and answers belong to known hosts
+// and were numbered by this registry (I4); a forgotten host has no session, no
+// answers, no pool and no network (I5), though leases in quarantine.
 func Check(r *cluster.Registry) error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	checkHistory(r, bad)
 	checkHosts(r, bad)
 	checkPools(r, bad)
 	checkLeases(r, bad)
@@ -21,20 +29,47 @@ func Check(r *cluster.Registry) error {
 	return errors.Join(errs...)
 }
 
+func checkHistory(r *cluster.Registry, bad func(string, ...any)) {
+	if r.Cluster == "" {
+		if r.Gen != 0 || r.Offset != 0 || len(r.Hosts) > 0 || !r.Empty() || r.Dissolved != "" {
+			bad("no cluster was founded, and there is something in it")
+		}
+		return
+	}
+	if r.Gen == 0 || r.Gen == 1 && r.Offset != 0 {
+		bad("the registry has generation %d and offset %d", r.Gen, r.Offset)
+	}
+	if r.NextVNI < FirstVNI || r.NextVNI > MaxVNI || r.NextNet == 0 {
+		bad("the next VNI is %d, the next network %d", r.NextVNI, r.NextNet)
+	}
+	if r.Dissolved != "" && (r.Dissolved == r.Cluster || !r.Empty()) {
+		bad("cluster %s was dissolved into %s with %d pools", r.Cluster, r.Dissolved, len(r.Pools))
+	}
+}
+
 func checkHosts(r *cluster.Registry, bad func(string, ...any)) {
 	byName := map[string]cluster.HostID{}
 	sessions := map[uint64]cluster.HostID{}
-	for id, h := range r.Hosts {
+	for _, id := range slices.Sorted(maps.Keys(r.Hosts)) {
+		h := r.Hosts[id]
 		if h.ID != id || cluster.HostIDOf(h.PublicKey) != id {
 			bad("host %s is filed as %s", h.ID, id)
 		}
-		if h.Session > r.Index {
-			bad("host %s has session %d, after index %d", id, h.Session, r.Index)
+		if h.Gen > r.Gen {
+			bad("host %s was heard in generation %d, after %d", id, h.Gen, r.Gen)
 		}
-		if other, ok := sessions[h.Session]; ok && h.Session != 0 {
-			bad("hosts %s and %s share session %d", id, other, h.Session)
+		if h.Session != 0 {
+			if h.Session > r.Index || h.Session <= r.Offset || h.Gen != r.Gen {
+				bad("host %s has session %d of generation %d, not after %d, up to %d, of generation %d", id, h.Session, h.Gen, r.Offset, r.Index, r.Gen)
+			}
+			if other, ok := sessions[h.Session]; ok {
+				bad("hosts %s and %s share session %d", other, id, h.Session)
+			}
+			sessions[h.Session] = id
+			if h.Replaced != "" {
+				bad("host %s was replaced by %s and has session %d", id, h.Replaced, h.Session)
+			}
 		}
-		sessions[h.Session] = id
 		if h.Tombstone {
 			if h.Session != 0 {
 				bad("host %s is forgotten and has session %d", id, h.Session)
@@ -42,13 +77,18 @@ func checkHosts(r *cluster.Registry, bad func(string, ...any)) {
 			continue
 		}
 		if other, ok := byName[h.Name]; ok {
-			bad("hosts %s and %s share the name %s", id, other, h.Name)
+			bad("hosts %s and %s share the name %s", other, id, h.Name)
 		}
 		byName[h.Name] = id
 	}
-	for id := range r.Requests {
-		if _, ok := r.Hosts[id]; !ok {
-			bad("host %s has answers, but is unknown", id)
+	for _, id := range slices.Sorted(maps.Keys(r.Requests)) {
+		h, ok := r.Hosts[id]
+		if !ok || h.Session == 0 {
+			bad("host %s has answers, but no session", id)
+			continue
+		}
+		if at := r.Requests[id].Result.Index; at <= h.Session || at > r.Index {
+			bad("host %s has an answer of number %d, outside of its session %d", id, at, h.Session)
 		}
 	}
 }
@@ -61,6 +101,12 @@ func checkPools(r *cluster.Registry, bad func(string, ...any)) {
 		if p.Key != key || key.Prefix != key.Prefix.Masked() {
 			bad("pool %s is filed as %s", p.Key, key)
 		}
+		if why := validKey(key); why != nil {
+			bad("pool %s cannot be: %w", key, why)
+		}
+		if other, ok := named(r, key.Space, p.Name, key.Prefix.Addr().Is6()); ok && other.Key != key {
+			bad("pools %s and %s share the name %s", other.Key, key, p.Name)
+		}
 		for _, other := range keys[:i] {
 			if other.Space == key.Space && other.Prefix.Overlaps(key.Prefix) {
 				bad("pools %s and %s overlap", other, key)
@@ -72,7 +118,7 @@ func checkPools(r *cluster.Registry, bad func(string, ...any)) {
 		if p.Cursor.IsValid() && !key.Prefix.Contains(p.Cursor) {
 			bad("pool %s has its cursor %s outside", key, p.Cursor)
 		}
-		if !slices.IsSortedFunc(p.Reserved, netip.Addr.Compare) || len(slices.Compact(slices.Clone(p.Reserved))) != len(p.Reserved) {
+		if !sortedSet(p.Reserved, netip.Addr.Compare) {
 			bad("pool %s has its reserved addresses unsorted", key)
 		}
 		for _, a := range p.Reserved {
@@ -88,32 +134,49 @@ func checkPools(r *cluster.Registry, bad func(string, ...any)) {
 }
 
 func checkLeases(r *cluster.Registry, bad func(string, ...any)) {
-	byPool := map[cluster.PoolKey]bool{}
-	for id, l := range r.Leases {
-		if l.ID != id || id > r.Index {
+	type piece struct {
+		span
+		of cluster.Lease
+	}
+	d := edit(r, r.Index)
+	pools := map[cluster.PoolKey][]piece{}
+	for _, id := range slices.Sorted(maps.Keys(r.Leases)) {
+		l := r.Leases[id]
+		if l.ID != id || id == 0 || id > r.Index {
 			bad("lease %d is filed as %d at index %d", l.ID, id, r.Index)
 		}
-		if _, ok := r.Hosts[l.Holder]; !ok {
+		if h, ok := r.Hosts[l.Holder]; !ok {
 			bad("lease %d is held by the unknown host %s", id, l.Holder)
+		} else if h.Tombstone && !d.networked(l.Pool) {
+			bad("lease %d of the forgotten host %s is in quarantine for no network", id, l.Holder)
 		}
 		if _, ok := r.Pools[l.Pool]; !ok {
 			bad("lease %d lies in the unknown pool %s", id, l.Pool)
 			continue
 		}
-		byPool[l.Pool] = true
-		if l.Block != l.Block.Masked() || l.Block.Bits() < l.Pool.Prefix.Bits() || !l.Pool.Prefix.Contains(l.Block.Addr()) {
-			bad("lease %d: block %s is not aligned inside pool %s", id, l.Block, l.Pool)
+		if !fits(l.Pool.Prefix, l.Block) {
+			bad("lease %d: block %s is not aligned inside pool %s, or larger than %d addresses", id, l.Block, l.Pool, 1<<maxBlock)
+			continue
 		}
-		if k := l.Block.Addr().BitLen() - l.Block.Bits(); k > maxBlock {
-			bad("lease %d: block %s is larger than %d addresses", id, l.Block, 1<<maxBlock)
+		if !sortedSet(l.Without, netip.Addr.Compare) || !all(l.Without, l.Block.Contains) {
+			bad("lease %d: the addresses %v of block %s are unsorted, or outside", id, l.Without, l.Block)
+			continue
+		}
+		own := pieces(l)
+		if len(own) == 0 {
+			bad("lease %d: nothing is left of block %s", id, l.Block)
+		}
+		for _, s := range own {
+			pools[l.Pool] = append(pools[l.Pool], piece{s, l})
 		}
 	}
-	for key := range byPool {
-		leases := r.LeasesOf(key, "")
-		for i := 1; i < len(leases); i++ {
-			if leases[i-1].Block.Overlaps(leases[i].Block) {
-				bad("pool %s: blocks %s of %s and %s of %s overlap", key,
-					leases[i-1].Block, r.HostName(leases[i-1].Holder), leases[i].Block, r.HostName(leases[i].Holder))
+	for _, key := range poolsByKey(r) {
+		leased := pools[key]
+		slices.SortStableFunc(leased, func(a, b piece) int { return a.first.compare(b.first) })
+		for i := 1; i < len(leased); i++ {
+			if a, b := leased[i-1], leased[i]; a.last.compare(b.first) >= 0 {
+				bad("pool %s: blocks %s of %s and %s of %s overlap", key, a.of.Block, r.HostName(a.of.Holder), b.of.Block, r.HostName(b.of.Holder))
+				break
 			}
 		}
 	}
@@ -123,7 +186,8 @@ func checkNetworks(r *cluster.Registry, bad func(string, ...any)) {
 	d := edit(r, r.Index)
 	vnis := map[uint32]uint32{}
 	pools := map[cluster.PoolKey]uint32{}
-	for id, n := range r.Networks {
+	for _, id := range slices.Sorted(maps.Keys(r.Networks)) {
+		n := r.Networks[id]
 		if n.ID != id || id == 0 {
 			bad("network %d is filed as %d", n.ID, id)
 		}
@@ -156,12 +220,25 @@ func checkNetworks(r *cluster.Registry, bad func(string, ...any)) {
 }
 
 func checkSet(r *cluster.Registry, what string, set []cluster.HostID, bad func(string, ...any)) {
-	if !slices.IsSorted(set) || len(slices.Compact(slices.Clone(set))) != len(set) {
+	if !sortedSet(set, cmp.Compare[cluster.HostID]) {
 		bad("%s has its holders out of order: %v", what, set)
 	}
 	for _, id := range set {
-		if _, ok := r.Hosts[id]; !ok {
-			bad("%s is held by the unknown host %s", what, id)
+		if h, ok := r.Hosts[id]; !ok || h.Tombstone {
+			bad("%s is held by the host %s, which is unknown or forgotten", what, id)
 		}
 	}
+}
+
+func sortedSet[T any](set []T, compare func(a, b T) int) bool {
+	for i := 1; i < len(set); i++ {
+		if compare(set[i-1], set[i]) >= 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func all[T any](set []T, ok func(T) bool) bool {
+	return !slices.ContainsFunc(set, func(v T) bool { return !ok(v) })
 }

@@ -4,31 +4,39 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/isthmus-net/isthmus/cluster"
 )
 
-func (d *draft) found(c cluster.Found) *cluster.Refusal {
+func (d *draft) found(c cluster.Found) cluster.Result {
 	switch d.Cluster {
 	case "":
 		d.Cluster, d.Gen, d.NextVNI, d.NextNet = c.Cluster, 1, FirstVNI, 1
 	case c.Cluster:
 	default:
-		return cluster.Refuse(cluster.Contradiction, "this log belongs to cluster %s already, not to %s", d.Cluster, c.Cluster)
+		return refused(cluster.Contradiction, "this log belongs to cluster %s already, not to %s", d.Cluster, c.Cluster)
 	}
-	return nil
+	return cluster.Result{}
 }
 
-// hello opens a session and returns it.
-func (d *draft) hello(id cluster.HostID, c cluster.Hello) (uint64, *cluster.Refusal) {
+// hello opens a session. The Index of its result is the session.
+func (d *draft) hello(id cluster.HostID, c cluster.Hello) cluster.Result {
 	old, known := d.Hosts[id]
 	if known && old.Tombstone {
-		return 0, forgotten(old)
+		return cluster.Result{Refused: forgotten(old)}
+	}
+	if why := clone(old, c.Machine); why != "" {
+		res := refused(cluster.Clone,
+			"the identity %s (host %s) belongs to a machine with %s: the state of this host was copied from there. Run `isthmus reset` on the copy, so that it joins as a new host; if that machine is gone for good, `isthmus node rm %s` on another host frees what it held",
+			id.Short(), old.Name, why, d.called(id))
+		res.Refused.Holders = []cluster.HostID{id}
+		return res
 	}
 	if known && old.Session != 0 && old.Nonce == c.Nonce {
-		return old.Session, nil
+		return cluster.Result{Index: old.Session, Leases: leasesOfHost(d.Registry, id)}
 	}
 	for _, other := range hostsByID(d.Registry) {
 		if other.ID == id || other.Tombstone || other.Name != c.Name {
@@ -38,29 +46,88 @@ func (d *draft) hello(id cluster.HostID, c cluster.Hello) (uint64, *cluster.Refu
 		// anew there, with a new identity. The name passes on; the old
 		// identity keeps its leases, because its containers may still run.
 		if !c.Address.IsValid() || other.Address != c.Address {
-			return 0, taken(other)
+			return cluster.Result{Refused: taken(other)}
 		}
-		d.retire(other)
+		d.retire(other, id)
+	}
+	if d.Gen > 1 && old.Gen < d.Gen {
+		d.adopt(id, c.Claims)
 	}
 	d.hosts()[id] = cluster.Host{
-		ID: id, Name: c.Name, PublicKey: c.PublicKey, Session: d.Index, Nonce: c.Nonce,
-		VTEP: c.VTEP, Address: c.Address, Machine: c.Machine,
+		ID: id, Name: c.Name, PublicKey: c.PublicKey, Session: d.Index, Gen: d.Gen, Nonce: c.Nonce,
+		VTEP: c.VTEP, Address: c.Address, Machine: seen(old.Machine, c.Machine),
 	}
 	delete(d.requests(), id)
-	return d.Index, nil
+	return cluster.Result{Leases: leasesOfHost(d.Registry, id)}
+}
+
+// clone tells by what a machine is not the one on which a host was registered,
+// "" if it may be. The MAC address, which changes with a network card, counts
+// only where there is no UUID to compare.
+func clone(old cluster.Host, m cluster.Machine) string {
+	differ := func(a, b string) bool { return a != "" && b != "" && a != b }
+	was := old.Machine
+	switch {
+	case differ(was.ID, m.ID):
+		return fmt.Sprintf("the machine id %s, not %s", was.ID, m.ID)
+	case differ(was.UUID, m.UUID):
+		return fmt.Sprintf("the product UUID %s, not %s", was.UUID, m.UUID)
+	case (was.UUID == "" || m.UUID == "") && differ(was.MAC, m.MAC):
+		return fmt.Sprintf("the MAC address %s, not %s", was.MAC, m.MAC)
+	}
+	return ""
+}
+
+// seen keeps what was known of a machine where it cannot be read any more, so
+// that a clone is told by it all the same.
+func seen(was, is cluster.Machine) cluster.Machine {
+	return cluster.Machine{ID: cmp.Or(is.ID, was.ID), UUID: cmp.Or(is.UUID, was.UUID), MAC: cmp.Or(is.MAC, was.MAC)}
 }
 
 // retire takes the name, the address and the session from an identity that
-// was replaced by another on its machine.
-func (d *draft) retire(h cluster.Host) {
+// was replaced by another on its machine. Without a session its VTEP is not
+// admitted; its leases stay until it is forgotten under its new name.
+func (d *draft) retire(h cluster.Host, by cluster.HostID) {
 	name := h.Name + "-" + h.ID.Short()
-	for _, other := range d.Hosts {
-		if other.Name == name {
-			name = h.Name + "-" + string(h.ID)
+	for len(d.HostsCalled(name)) > 0 {
+		name += "-" + string(h.ID)
+	}
+	h.Name, h.Address, h.Session, h.Replaced = name, netip.AddrPort{}, 0, by
+	d.hosts()[h.ID] = h
+	delete(d.requests(), h.ID)
+}
+
+func (d *draft) known(id cluster.HostID) bool {
+	_, ok := d.Hosts[id]
+	return ok
+}
+
+// called is how people name a host: by its name, or by the short form of its
+// identity when a forgotten host had the same name.
+func (d *draft) called(id cluster.HostID) string {
+	name := d.HostName(id)
+	if len(d.HostsCalled(name)) > 1 {
+		return id.Short()
+	}
+	return name
+}
+
+// remedies tells, for those of the hosts that cannot give back what they hold,
+// what an operator can do. It begins with "; " if there is any.
+func (d *draft) remedies(ids []cluster.HostID) string {
+	var out strings.Builder
+	for _, id := range ids {
+		h, name := d.Hosts[id], d.called(id)
+		switch {
+		case h.Tombstone:
+			fmt.Fprintf(&out, "; host %s was removed, but its containers may still use its addresses: once it is off for good, `isthmus node rm %s --dead` frees them", name, name)
+		case h.Replaced != "":
+			fmt.Fprintf(&out, "; %s is the former installation of host %s: `isthmus node rm %s` frees its addresses", name, d.called(h.Replaced), name)
+		case h.Session == 0:
+			fmt.Fprintf(&out, "; host %s was not heard since the registry was rebuilt: start it, or free its addresses with `isthmus node rm %s`", name, name)
 		}
 	}
-	h.Name, h.Address, h.Session = name, cluster.Host{}.Address, 0
-	d.hosts()[h.ID] = h
+	return out.String()
 }
 
 func taken(h cluster.Host) *cluster.Refusal {
@@ -113,12 +180,16 @@ func without(set []cluster.HostID, id cluster.HostID) []cluster.HostID {
 }
 
 // names lists hosts for people.
-func names(r *cluster.Registry, ids []cluster.HostID) string {
+func (d *draft) names(ids []cluster.HostID) string {
 	var out []string
 	for _, id := range ids {
-		out = append(out, r.HostName(id))
+		out = append(out, d.called(id))
 	}
 	slices.Sort(out)
+	return list(out)
+}
+
+func list(out []string) string {
 	switch n := len(out); n {
 	case 0:
 		return "no host"

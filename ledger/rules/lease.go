@@ -31,11 +31,7 @@ func (d *draft) grant(host cluster.HostID, c cluster.Grant) cluster.Result {
 	}
 	width := in.Addr().BitLen()
 	whole := spanOf(in)
-	var taken []span
-	for _, l := range d.LeasesOf(p.Key, "") {
-		taken = append(taken, spanOf(l.Block))
-	}
-	useless := unusable(p)
+	taken, useless := d.covered(p.Key, ""), unusable(p)
 	for k := min(blockSize(p, c.Want), width-in.Bits()); k >= 0; k-- {
 		at, ok := nextFit(whole, p.Cursor, k, taken, useless)
 		if !ok {
@@ -43,7 +39,7 @@ func (d *draft) grant(host cluster.HostID, c cluster.Grant) cluster.Result {
 		}
 		l := cluster.Lease{ID: d.Index, Pool: p.Key, Block: at.prefix(width, k), Holder: host}
 		d.leases()[l.ID] = l
-		if next, ok := at.last.plus(number{0, 1}); ok && spanOf(p.Key.Prefix).contains(next) {
+		if next, ok := at.last.after(); ok && spanOf(p.Key.Prefix).contains(next) {
 			p.Cursor = next.addr(width)
 		} else {
 			p.Cursor = p.Key.Prefix.Addr()
@@ -66,75 +62,35 @@ func blockSize(p cluster.Pool, want int) int {
 	return max(0, min(k, share))
 }
 
-// nextFit finds a free aligned block from the cursor on, and else from the
-// start: a block that was given back is the last to be leased again.
-func nextFit(in span, cursor netip.Addr, k int, taken []span, useless []number) (span, bool) {
-	starts := []number{in.first}
-	if cursor.IsValid() && in.contains(numberOf(cursor)) {
-		starts = []number{numberOf(cursor), in.first}
-	}
-	for _, from := range starts {
-		for {
-			at, ok := in.firstFree(from, k, taken)
-			if !ok {
-				break
-			}
-			if usable(at, k, useless) {
-				return at, true
-			}
-			if from, ok = at.last.plus(number{0, 1}); !ok {
-				break
-			}
-		}
-	}
-	return span{}, false
-}
-
-// usable reports whether a block of 2^k addresses has one for an endpoint.
-func usable(block span, k int, useless []number) bool {
-	n := 0
-	for _, a := range useless {
-		if block.contains(a) {
-			n++
-		}
-	}
-	return k >= 16 || n < 1<<k
-}
-
 // full refuses a grant, counting who holds what in the range asked for.
 func (d *draft) full(p cluster.Pool, in span, asked netip.Prefix) cluster.Result {
 	useless := unusable(p)
 	held := map[cluster.HostID]int{}
-	for _, l := range d.LeasesOf(p.Key, "") {
-		block := spanOf(l.Block)
-		if !in.contains(block.first) && !block.contains(in.first) {
+	total := 0
+	for _, l := range d.Leases {
+		if l.Pool != p.Key {
 			continue
 		}
-		n := 1 << (l.Block.Addr().BitLen() - l.Block.Bits())
-		for _, a := range useless {
-			if block.contains(a) {
-				n--
-			}
+		if n := useful(pieces(l), in, useless); n > 0 {
+			held[l.Holder] += n
+			total += n
 		}
-		held[l.Holder] += n
 	}
-	ids := slices.Sorted(maps.Keys(held))
-	var counts []string
-	total := 0
-	for _, id := range ids {
-		counts = append(counts, fmt.Sprintf("%s %d", d.HostName(id), held[id]))
-		total += held[id]
-	}
-	slices.Sort(counts)
 	where := "pool " + p.Key.String()
 	if asked != p.Key.Prefix {
 		where = fmt.Sprintf("range %s of pool %s", asked, p.Key)
 	}
-	if len(counts) == 0 {
+	if total == 0 {
 		return refused(cluster.Full, "%s has no address for containers at all: use a larger --subnet or --ip-range", where)
 	}
-	res := refused(cluster.Full, "%s has no free address left: all %d are leased (%s): stop containers there, or use a larger --subnet",
-		where, total, strings.Join(counts, ", "))
+	ids := slices.Sorted(maps.Keys(held))
+	var counts []string
+	for _, id := range ids {
+		counts = append(counts, fmt.Sprintf("%s %d", d.called(id), held[id]))
+	}
+	slices.Sort(counts)
+	res := refused(cluster.Full, "%s has no free address left: all %d are leased (%s): stop containers there, or use a larger --subnet%s",
+		where, total, strings.Join(counts, ", "), d.remedies(ids))
 	res.Refused.Holders = ids
 	return res
 }
@@ -147,7 +103,7 @@ func (d *draft) grantExact(host cluster.HostID, c cluster.GrantExact) cluster.Re
 	if why := d.assignable(p, c.Addr, host); why != nil {
 		return cluster.Result{Refused: why}
 	}
-	l, ok := d.leaseAt(p.Key, c.Addr)
+	l, ok := d.covering(p.Key, c.Addr)
 	if !ok {
 		l = cluster.Lease{ID: d.Index, Pool: p.Key, Block: netip.PrefixFrom(c.Addr, c.Addr.BitLen()), Holder: host}
 		d.leases()[l.ID] = l
@@ -161,20 +117,34 @@ func (d *draft) release(host cluster.HostID, c cluster.Release) cluster.Result {
 		return cluster.Result{}
 	}
 	if l.Holder != host {
-		res := refused(cluster.NotHeld, "the block %s of pool %s belongs to host %s: only that host can give it back", l.Block, l.Pool, d.HostName(l.Holder))
+		res := refused(cluster.NotHeld, "the block %s of pool %s belongs to host %s: only that host can give it back", l.Block, l.Pool, d.called(l.Holder))
 		res.Refused.Holders = []cluster.HostID{l.Holder}
 		return res
+	}
+	if c.Addr.IsValid() {
+		return d.carve(l, c.Addr)
 	}
 	delete(d.leases(), l.ID)
 	d.sweep(l.Pool)
 	return cluster.Result{Lease: l}
 }
 
-func (d *draft) leaseAt(key cluster.PoolKey, a netip.Addr) (cluster.Lease, bool) {
-	for _, l := range d.Leases {
-		if l.Pool == key && l.Block.Contains(a) {
-			return l, true
-		}
+// carve takes one address out of a lease. A lease that is good for nothing any
+// more ends.
+func (d *draft) carve(l cluster.Lease, a netip.Addr) cluster.Result {
+	if !l.Block.Contains(a) {
+		return refused(cluster.OutOfRange, "address %s is not in the block %s of pool %s: only an address of the block can be given back", a, l.Block, l.Pool)
 	}
-	return cluster.Lease{}, false
+	at, gone := slices.BinarySearchFunc(l.Without, a, netip.Addr.Compare)
+	if gone {
+		return cluster.Result{Lease: l}
+	}
+	l.Without = slices.Insert(slices.Clone(l.Without), at, a)
+	if useful(pieces(l), spanOf(l.Block), unusable(d.Pools[l.Pool])) == 0 {
+		delete(d.leases(), l.ID)
+		d.sweep(l.Pool)
+	} else {
+		d.leases()[l.ID] = l
+	}
+	return cluster.Result{Lease: l}
 }

@@ -57,7 +57,7 @@ func (d *draft) shared(set []cluster.PoolKey) *cluster.Refusal {
 				}
 			}
 			why := cluster.Refuse(cluster.Overlap, "the subnets %s share %s with the network on %s, created on %s: use exactly its subnets to join it, or others",
-				prefixes(set), k, prefixes(n.Pools), d.HostName(n.Creator))
+				prefixes(set), k, prefixes(n.Pools), d.called(n.Creator))
 			why.Holders = held
 			return why
 		}
@@ -88,7 +88,7 @@ func (d *draft) define(host cluster.HostID, n cluster.Network, def cluster.Defin
 	}
 	if other, ok := used[def.VNI]; ok {
 		return def, cluster.Refuse(cluster.Contradiction, "VNI %d belongs to the network on %s, created on %s: choose another -o vni, or leave it out",
-			def.VNI, prefixes(other.Pools), d.HostName(other.Creator))
+			def.VNI, prefixes(other.Pools), d.called(other.Creator))
 	}
 	if def.VNI != 0 {
 		return def, nil
@@ -136,13 +136,13 @@ func (d *draft) contradicts(host cluster.HostID, n cluster.Network, ask cluster.
 	check("encrypt", ask.Encrypt, n.Def.Encrypt)
 	if len(keys) > 0 {
 		why := cluster.Refuse(cluster.Contradiction, "the network on %s was created on %s with %s, and this one asks for %s: leave %s out, or use the same",
-			prefixes(n.Pools), d.HostName(n.Creator), strings.Join(has, " "), strings.Join(wants, " "), strings.Join(keys, ", "))
+			prefixes(n.Pools), d.called(n.Creator), strings.Join(has, " "), strings.Join(wants, " "), strings.Join(keys, ", "))
 		why.Holders = n.Holders
 		return why
 	}
 	if ask.Underlay != "" && ask.Underlay != n.Def.Underlay {
 		why := cluster.Refuse(cluster.Contradiction, "the network on %s, created on %s, runs over %s, and host %s over %s: set ADVERTISE to an %s address here, or create the network anew",
-			prefixes(n.Pools), d.HostName(n.Creator), family(n.Def.Underlay), d.HostName(host), family(ask.Underlay), family(n.Def.Underlay))
+			prefixes(n.Pools), d.called(n.Creator), family(n.Def.Underlay), d.called(host), family(ask.Underlay), family(n.Def.Underlay))
 		why.Holders = n.Holders
 		return why
 	}

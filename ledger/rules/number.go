@@ -40,6 +40,11 @@ func (n number) plus(m number) (number, bool) {
 	return number{hi, lo}, carry == 0
 }
 
+// after and before are the neighbours of n. There is none after the last number;
+// before the first one is the last.
+func (n number) after() (number, bool) { return n.plus(number{0, 1}) }
+func (n number) before() number        { m, _ := n.plus(mask(128)); return m }
+
 // mask returns 2^k - 1, for k from 0 to 128.
 func mask(k int) number {
 	switch {
@@ -69,6 +74,18 @@ func spanOf(p netip.Prefix) span {
 
 func (s span) contains(n number) bool {
 	return s.first.compare(n) <= 0 && n.compare(s.last) <= 0
+}
+
+// within is the part of s inside o; its first address is behind its last when
+// there is none.
+func (s span) within(o span) span {
+	if o.first.compare(s.first) > 0 {
+		s.first = o.first
+	}
+	if o.last.compare(s.last) < 0 {
+		s.last = o.last
+	}
+	return s
 }
 
 // disjoint sorts spans and joins those that overlap.
@@ -107,7 +124,7 @@ func (s span) firstFree(from number, k int, taken []span) (span, bool) {
 		if i == len(taken) || taken[i].first.compare(block.last) > 0 {
 			return block, true
 		}
-		if at, ok = taken[i].last.plus(number{0, 1}); ok {
+		if at, ok = taken[i].last.after(); ok {
 			at, ok = at.alignUp(k)
 		}
 	}

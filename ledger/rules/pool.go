@@ -40,13 +40,18 @@ func (d *draft) attachPool(host cluster.HostID, c cluster.AttachPool) cluster.Re
 
 func (d *draft) attachExplicit(host cluster.HostID, key cluster.PoolKey, name string) cluster.Result {
 	if p, ok := d.Pools[key]; ok {
+		// One that nobody holds lives on for its leases; it may have lost its
+		// name with a registry.
+		if _, used := named(d.Registry, key.Space, name, key.Prefix.Addr().Is6()); p.Name == "" && len(p.Holders) == 0 && !used {
+			p.Name = name
+		}
 		return d.hold(p, host)
 	}
 	// A network of several subnets names only the first of them.
 	if p, ok := named(d.Registry, key.Space, name, key.Prefix.Addr().Is6()); ok {
 		if !slices.Contains(p.Holders, host) {
 			res := refused(cluster.Contradiction, "the network name %s stands for the pool %s, created on %s, not for %s: leave --subnet out, or use that subnet",
-				name, p.Key, names(d.Registry, p.Holders), key.Prefix)
+				name, p.Key, d.names(p.Holders), key.Prefix)
 			res.Refused.Holders = p.Holders
 			return res
 		}
@@ -64,8 +69,8 @@ func (d *draft) attachExplicit(host cluster.HostID, key cluster.PoolKey, name st
 		}
 		held := d.holdersOf(other)
 		if why == nil {
-			why = cluster.Refuse(cluster.Overlap, "%s overlaps the pool %s, which %s %s: use exactly %s to share its network, choose another --subnet, or remove the network there",
-				key, other, names(d.Registry, held), verb(held, "holds", "hold"), other.Prefix)
+			why = cluster.Refuse(cluster.Overlap, "%s overlaps the pool %s, which %s %s: use exactly %s to share its network, choose another --subnet, or remove the network there%s",
+				key, other, d.names(held), verb(held, "holds", "hold"), other.Prefix, d.remedies(held))
 		}
 		for _, id := range held {
 			why.Holders = with(why.Holders, id)
@@ -197,14 +202,9 @@ func (d *draft) setGateway(host cluster.HostID, c cluster.SetGateway) cluster.Re
 // firstUsable is the first address of a pool that its shape, its reservations
 // and the leases of other hosts leave free.
 func (d *draft) firstUsable(p cluster.Pool, host cluster.HostID) (netip.Addr, bool) {
-	var taken []span
+	taken := d.covered(p.Key, host)
 	for _, a := range unusable(p) {
 		taken = append(taken, span{a, a})
-	}
-	for _, l := range d.LeasesOf(p.Key, "") {
-		if l.Holder != host {
-			taken = append(taken, spanOf(l.Block))
-		}
 	}
 	in := spanOf(p.Key.Prefix)
 	at, ok := in.firstFree(in.first, 0, disjoint(taken))
@@ -245,9 +245,9 @@ func (d *draft) assignable(p cluster.Pool, a netip.Addr, host cluster.HostID) *c
 	if slices.Contains(p.Reserved, a) {
 		return cluster.Refuse(cluster.Held, "address %s of pool %s is reserved by --aux-address: choose another one", a, p.Key)
 	}
-	if l, ok := d.leaseAt(p.Key, a); ok && l.Holder != host {
-		why := cluster.Refuse(cluster.Held, "address %s of pool %s is in the block %s of host %s, which may be using it: choose another address, or free it there",
-			a, p.Key, l.Block, d.HostName(l.Holder))
+	if l, ok := d.covering(p.Key, a); ok && l.Holder != host {
+		why := cluster.Refuse(cluster.Held, "address %s of pool %s is in the block %s of host %s, which may be using it: choose another address, or free it there%s",
+			a, p.Key, l.Block, d.called(l.Holder), d.remedies([]cluster.HostID{l.Holder}))
 		why.Holders = []cluster.HostID{l.Holder}
 		return why
 	}

@@ -15,6 +15,7 @@ func Validate(c cluster.Command) *cluster.Refusal {
 	for _, present := range []bool{
 		c.Found != nil, c.Hello != nil, c.AttachPool != nil, c.DetachPool != nil, c.SetGateway != nil, c.Reserve != nil,
 		c.Grant != nil, c.GrantExact != nil, c.Release != nil, c.AttachNetwork != nil, c.DetachNetwork != nil,
+		c.Forget != nil, c.Confirm != nil, c.Leave != nil, c.Dissolve != nil, c.Rebuild != nil,
 	} {
 		if present {
 			set++
@@ -31,6 +32,16 @@ func Validate(c cluster.Command) *cluster.Refusal {
 		return nil
 	case c.Hello != nil:
 		return validHello(c.Host, *c.Hello)
+	case c.Rebuild != nil:
+		if c.Rebuild.Registry == nil {
+			return cluster.Refuse(cluster.Invalid, "a cluster cannot be rebuilt without a registry")
+		}
+		return nil
+	case c.Confirm != nil:
+		if c.Host == "" {
+			return cluster.Refuse(cluster.Invalid, "the command carries no host")
+		}
+		return nil
 	case c.Host == "" || c.Request == 0:
 		return cluster.Refuse(cluster.Invalid, "the command carries no host or no request number")
 	case c.AttachPool != nil:
@@ -47,6 +58,10 @@ func Validate(c cluster.Command) *cluster.Refusal {
 		return validAddr(c.GrantExact.Pool, c.GrantExact.Addr)
 	case c.AttachNetwork != nil:
 		return validNetwork(*c.AttachNetwork)
+	case c.Forget != nil && c.Forget.Host == "":
+		return cluster.Refuse(cluster.Invalid, "the request names no host to remove")
+	case c.Dissolve != nil && c.Dissolve.Into == "":
+		return cluster.Refuse(cluster.Invalid, "the request names no cluster to dissolve into")
 	}
 	return nil
 }
