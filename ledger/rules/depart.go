@@ -82,14 +82,14 @@ func (d *draft) part(id cluster.HostID, keep func(cluster.Lease) bool) {
 	}
 	for _, key := range poolsByKey(d.Registry) {
 		if p := d.Pools[key]; slices.Contains(p.Holders, id) {
-			p.Holders = without(p.Holders, id)
+			p.Holders = less(p.Holders, id)
 			d.pools()[key] = p
 			touched = append(touched, key)
 		}
 	}
 	for _, n := range networksByID(d.Registry) {
 		if slices.Contains(n.Holders, id) {
-			n.Holders = without(n.Holders, id)
+			n.Holders = less(n.Holders, id)
 			d.networks()[n.ID] = n
 			touched = append(touched, n.Pools...)
 		}

@@ -29,12 +29,12 @@ func pieces(l cluster.Lease) []span {
 	return out
 }
 
-// covered lists the spans of a pool that are leased, but to one host, sorted
-// and disjoint. No host is exempt when but is "".
-func (d *draft) covered(key cluster.PoolKey, but cluster.HostID) []span {
+// covered lists the spans of a pool that leases cover, sorted and disjoint:
+// all leases, or those that which picks.
+func (d *draft) covered(key cluster.PoolKey, which func(cluster.Lease) bool) []span {
 	var out []span
 	for _, l := range d.Leases {
-		if l.Pool == key && (but == "" || l.Holder != but) {
+		if l.Pool == key && (which == nil || which(l)) {
 			out = append(out, pieces(l)...)
 		}
 	}

@@ -158,7 +158,7 @@ func leasesOfHost(r *cluster.Registry, id cluster.HostID) []cluster.Lease {
 	return out
 }
 
-// with and without keep a sorted set of hosts. The set passed in is not
+// with and less keep a sorted set of hosts. The set passed in is not
 // changed; the empty set is nil.
 func with(set []cluster.HostID, id cluster.HostID) []cluster.HostID {
 	at, found := slices.BinarySearch(set, id)
@@ -168,7 +168,7 @@ func with(set []cluster.HostID, id cluster.HostID) []cluster.HostID {
 	return slices.Insert(slices.Clone(set), at, id)
 }
 
-func without(set []cluster.HostID, id cluster.HostID) []cluster.HostID {
+func less(set []cluster.HostID, id cluster.HostID) []cluster.HostID {
 	at, found := slices.BinarySearch(set, id)
 	if !found {
 		return set

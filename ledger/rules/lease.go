@@ -31,7 +31,7 @@ func (d *draft) grant(host cluster.HostID, c cluster.Grant) cluster.Result {
 	}
 	width := in.Addr().BitLen()
 	whole := spanOf(in)
-	taken, useless := d.covered(p.Key, ""), unusable(p)
+	taken, useless := d.covered(p.Key, nil), unusable(p)
 	for k := min(blockSize(p, c.Want), width-in.Bits()); k >= 0; k-- {
 		at, ok := nextFit(whole, p.Cursor, k, taken, useless)
 		if !ok {
@@ -135,16 +135,31 @@ func (d *draft) carve(l cluster.Lease, a netip.Addr) cluster.Result {
 	if !l.Block.Contains(a) {
 		return refused(cluster.OutOfRange, "address %s is not in the block %s of pool %s: only an address of the block can be given back", a, l.Block, l.Pool)
 	}
-	at, gone := slices.BinarySearchFunc(l.Without, a, netip.Addr.Compare)
-	if gone {
+	if !l.Covers(a) {
 		return cluster.Result{Lease: l}
 	}
-	l.Without = slices.Insert(slices.Clone(l.Without), at, a)
+	l = without(l, a)
+	d.keep(l)
+	d.sweep(l.Pool)
+	return cluster.Result{Lease: l}
+}
+
+// without is a lease without some of its addresses.
+func without(l cluster.Lease, gone ...netip.Addr) cluster.Lease {
+	l.Without = slices.Clone(l.Without)
+	for _, a := range gone {
+		if at, found := slices.BinarySearchFunc(l.Without, a, netip.Addr.Compare); !found {
+			l.Without = slices.Insert(l.Without, at, a)
+		}
+	}
+	return l
+}
+
+// keep enters a lease that got smaller, if it is still good for anything.
+func (d *draft) keep(l cluster.Lease) {
 	if useful(pieces(l), spanOf(l.Block), unusable(d.Pools[l.Pool])) == 0 {
 		delete(d.leases(), l.ID)
-		d.sweep(l.Pool)
 	} else {
 		d.leases()[l.ID] = l
 	}
-	return cluster.Result{Lease: l}
 }

@@ -154,7 +154,7 @@ func (d *draft) detachNetwork(host cluster.HostID, c cluster.DetachNetwork) clus
 	if !ok {
 		return cluster.Result{}
 	}
-	n.Holders = without(n.Holders, host)
+	n.Holders = less(n.Holders, host)
 	d.networks()[n.ID] = n
 	d.sweep(n.Pools...)
 	return cluster.Result{Network: n}

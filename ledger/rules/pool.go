@@ -110,7 +110,7 @@ func (d *draft) detachPool(host cluster.HostID, c cluster.DetachPool) cluster.Re
 	if !ok {
 		return cluster.Result{}
 	}
-	p.Holders = without(p.Holders, host)
+	p.Holders = less(p.Holders, host)
 	d.pools()[p.Key] = p
 	d.sweep(p.Key)
 	return cluster.Result{Pool: p}
@@ -202,7 +202,7 @@ func (d *draft) setGateway(host cluster.HostID, c cluster.SetGateway) cluster.Re
 // firstUsable is the first address of a pool that its shape, its reservations
 // and the leases of other hosts leave free.
 func (d *draft) firstUsable(p cluster.Pool, host cluster.HostID) (netip.Addr, bool) {
-	taken := d.covered(p.Key, host)
+	taken := d.covered(p.Key, func(l cluster.Lease) bool { return l.Holder != host })
 	for _, a := range unusable(p) {
 		taken = append(taken, span{a, a})
 	}

@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"fmt"
 	"net/netip"
 
 	"github.com/isthmus-net/isthmus/cluster"
@@ -54,32 +55,37 @@ func rebuilt(r *cluster.Registry, first uint64) *cluster.Refusal {
 func (d *draft) adopt(host cluster.HostID, claims []cluster.Claim) {
 	for _, c := range claims {
 		l := cluster.Lease{ID: c.Lease, Pool: c.Pool, Block: c.Block, Holder: host, Without: c.Given()}
-		if !d.adoptable(l) {
-			continue
-		}
-		d.leases()[l.ID] = l
-		if _, ok := d.Pools[l.Pool]; !ok {
-			d.pools()[l.Pool] = cluster.Pool{Key: l.Pool}
+		if l.ID < d.Index && d.unfit(l) == "" && !touch(pieces(l), d.covered(l.Pool, nil)) {
+			d.lease(l)
 		}
 	}
 }
 
-func (d *draft) adoptable(l cluster.Lease) bool {
-	if _, used := d.Leases[l.ID]; used || l.ID == 0 || l.ID >= d.Index {
-		return false
-	}
-	if validKey(l.Pool) != nil || masked(l.Pool) != l.Pool || !fits(l.Pool.Prefix, l.Block) {
-		return false
-	}
+// lease enters a claimed lease, and its pool if that is not known.
+func (d *draft) lease(l cluster.Lease) {
+	d.leases()[l.ID] = l
 	if _, ok := d.Pools[l.Pool]; !ok {
-		for key := range d.Pools {
-			if key.Space == l.Pool.Space && key.Prefix.Overlaps(l.Pool.Prefix) {
-				return false
-			}
+		d.pools()[l.Pool] = cluster.Pool{Key: l.Pool}
+	}
+}
+
+// unfit tells why nobody can have a claimed lease, whoever holds the others.
+func (d *draft) unfit(l cluster.Lease) string {
+	if l.ID == 0 || validKey(l.Pool) != nil || masked(l.Pool) != l.Pool || !fits(l.Pool.Prefix, l.Block) || len(pieces(l)) == 0 {
+		return fmt.Sprintf("%s is no block of pool %s", l.Block, l.Pool)
+	}
+	if other, used := d.Leases[l.ID]; used {
+		return fmt.Sprintf("lease %d is the block %s of host %s", l.ID, other.Block, d.called(other.Holder))
+	}
+	if _, ok := d.Pools[l.Pool]; ok {
+		return ""
+	}
+	for _, key := range poolsByKey(d.Registry) {
+		if key.Space == l.Pool.Space && key.Prefix.Overlaps(l.Pool.Prefix) {
+			return fmt.Sprintf("its pool %s is not known, and overlaps the pool %s", l.Pool, key)
 		}
 	}
-	own := pieces(l)
-	return len(own) > 0 && !touch(own, d.covered(l.Pool, ""))
+	return ""
 }
 
 // fits reports a block that can be leased of a pool.

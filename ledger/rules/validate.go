@@ -111,13 +111,22 @@ func validSpace(s string) *cluster.Refusal {
 	return nil
 }
 
+// notForContainers lists what no container can have an address of: this network, the
+// host itself, multicast, and IPv6 addresses of one link or with an IPv4
+// address inside.
+var notForContainers = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("224.0.0.0/4"),
+	netip.MustParsePrefix("::/8"), netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff00::/8"),
+}
+
 func validPrefix(p netip.Prefix) *cluster.Refusal {
-	a := p.Masked().Addr()
-	if !p.IsValid() || a.Is4In6() {
+	if !p.IsValid() || p.Addr().Is4In6() {
 		return cluster.Refuse(cluster.Invalid, "%s is not a subnet", p)
 	}
-	if p.Bits() == 0 || a.IsMulticast() || a.IsLoopback() || a.IsUnspecified() || a.Is6() && a.IsLinkLocalUnicast() {
-		return cluster.Refuse(cluster.Invalid, "%s is not a range that containers can use: choose another --subnet", p)
+	for _, no := range notForContainers {
+		if p.Overlaps(no) {
+			return cluster.Refuse(cluster.Invalid, "%s is not a range that containers can use, since it overlaps %s: choose another --subnet", p, no)
+		}
 	}
 	return nil
 }
