@@ -6,6 +6,11 @@
 //	a.Propose(ctx, cluster.Command{AttachPool: ...})
 //
 // A Host has the methods that ipam and driver ask of a ledger: Propose,
-// Registry, Fresh and Subscribe. Every command crosses JSON, as on the wire,
-// and after each the registry is checked for all that must hold in it.
+// Registry, Fresh, Boot and Subscribe. Every command crosses JSON, as on the
+// wire, and after each the registry is checked for all that must hold in it.
+//
+// What a host may meet can be brought about: that it is cut off (Reach), that
+// answers get lost (LoseAnswers), a new run (Restart, Hello), a clone of it
+// (Clone), doubt about its disk (SetBoot), and a registry that was lost and put
+// together again (Cluster.Rebuild). Leaving and forgetting are commands.
 package ledgertest

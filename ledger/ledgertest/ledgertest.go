@@ -32,6 +32,7 @@ type Cluster struct {
 	t     TB
 	mu    sync.Mutex
 	r     *cluster.Registry
+	index uint64 // of the newest entry of the log; a rebuilt registry begins a new one
 	hosts []*Host
 }
 
@@ -69,17 +70,37 @@ func (c *Cluster) Stranger(name string) *Host {
 	key := ed25519.NewKeyFromSeed(seed[:])
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.add(key, name, cluster.Machine{ID: name})
+}
+
+// add enters a host, with an address of its own. The lock is held.
+func (c *Cluster) add(key ed25519.PrivateKey, name string, m cluster.Machine) *Host {
 	vtep := netip.AddrFrom4([4]byte{192, 0, 2, byte(len(c.hosts) + 1)})
 	h := &Host{
-		c: c, key: key, copy: c.r, reachable: true,
+		c: c, key: key, copy: c.r, reachable: true, boot: cluster.Boot{Settled: true},
 		id: cluster.HostIDOf(key.Public().(ed25519.PublicKey)),
 		self: cluster.Hello{
 			PublicKey: key.Public().(ed25519.PublicKey), Name: name, VTEP: vtep,
-			Address: netip.AddrPortFrom(vtep, 7950), Machine: cluster.Machine{ID: name},
+			Address: netip.AddrPortFrom(vtep, 7950), Machine: m,
 		},
 	}
 	c.hosts = append(c.hosts, h)
 	return h
+}
+
+// Rebuild puts the registry together again from a copy and from what hosts
+// testify, as Recover does, and returns the claims that nobody got. All
+// sessions are over: each host is to say Hello again.
+func (c *Cluster) Rebuild(base *cluster.Registry, heard ...rules.Testimony) []rules.Unproven {
+	c.t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	next, unproven := rules.Renew(base, c.r.Gen+1, heard)
+	c.r, c.index = rules.New(), 0
+	if res := c.apply(cluster.Command{Rebuild: &cluster.Rebuild{Registry: next}}); res.Refused != nil {
+		c.t.Fatalf("rebuild the registry: %v", res.Refused)
+	}
+	return unproven
 }
 
 // apply commits a command and tells all hosts in reach. The lock is held.
@@ -93,7 +114,8 @@ func (c *Cluster) apply(cmd cluster.Command) cluster.Result {
 	if err := json.Unmarshal(b, &sent); err != nil {
 		c.t.Fatalf("decode command %s: %v", b, err)
 	}
-	next, res := rules.Apply(c.r, sent, c.r.Index+1)
+	c.index++
+	next, res := rules.Apply(c.r, sent, c.index)
 	if err := rules.Check(next); err != nil {
 		c.t.Fatalf("after command %s: %v", b, err)
 	}
@@ -118,6 +140,8 @@ type Host struct {
 	nonce     uint64
 	reachable bool
 	lose      int
+	boot      cluster.Boot
+	claims    func() []cluster.Claim
 	subs      []chan struct{}
 }
 
@@ -163,11 +187,63 @@ func (h *Host) Registry() *cluster.Registry {
 	return h.copy
 }
 
-// Fresh reports whether the copy includes the host's own Hello of this run.
+// Fresh reports whether the copy includes the host's own Hello of this run. It
+// ends when the registry is rebuilt, or the host forgotten.
 func (h *Host) Fresh() bool {
 	h.c.mu.Lock()
 	defer h.c.mu.Unlock()
 	return h.session != 0 && h.copy.Hosts[h.id].Session == h.session
+}
+
+// Boot is what the host may believe of its disk: all, unless SetBoot said
+// otherwise.
+func (h *Host) Boot() cluster.Boot {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	return h.boot
+}
+
+// SetBoot makes the host settle, or doubt its disk, and tells its subscribers.
+func (h *Host) SetBoot(b cluster.Boot) {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	h.boot = b
+	h.signal()
+}
+
+// SetClaims names the blocks that the host claims in each Hello.
+func (h *Host) SetClaims(claims func() []cluster.Claim) {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	h.claims = claims
+}
+
+// Clone adds a host with the same identity on another machine. It has not said
+// hello.
+func (h *Host) Clone() *Host {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	return h.c.add(h.key, h.self.Name, cluster.Machine{ID: "clone of " + h.self.Machine.ID})
+}
+
+// Testimony is what the host says when the registry is put together again.
+func (h *Host) Testimony() rules.Testimony {
+	claims := h.claimed()
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	return rules.Testimony{Host: h.copy.Hosts[h.id], Claims: claims}
+}
+
+// claimed asks for the claims. The lock is not held: whoever knows them asks
+// for the registry.
+func (h *Host) claimed() []cluster.Claim {
+	h.c.mu.Lock()
+	claims := h.claims
+	h.c.mu.Unlock()
+	if claims == nil {
+		return nil
+	}
+	return claims()
 }
 
 // Subscribe returns a channel that is signalled on every change of the copy.
@@ -181,6 +257,7 @@ func (h *Host) Subscribe() <-chan struct{} {
 
 // Hello opens a new session, as the ledger does at each start.
 func (h *Host) Hello() error {
+	claims := h.claimed()
 	h.c.mu.Lock()
 	defer h.c.mu.Unlock()
 	if !h.reachable {
@@ -188,7 +265,7 @@ func (h *Host) Hello() error {
 	}
 	h.nonce++
 	hello := h.self
-	hello.Nonce = h.nonce
+	hello.Nonce, hello.Claims = h.nonce, claims
 	res := h.c.apply(cluster.Command{Host: h.id, Hello: &hello})
 	if res.Refused != nil {
 		return res.Refused
