@@ -11,7 +11,8 @@ import (
 // Options bound what Diff may do.
 type Options struct {
 	// KeepRemote keeps FDB and neighbour entries that nobody wants, as long as
-	// their link is wanted: what was learned from other hosts is not pruned
+	// their link is wanted, and the peers admitted, as long as strangers shall be
+	// dropped: what was learned from other hosts is not pruned
 	// before the view of the cluster has settled. A link that nobody wants goes
 	// even so, since networks are the user's word and not the cluster's.
 	KeepRemote bool
@@ -19,6 +20,9 @@ type Options struct {
 	// wrong without the cluster, such as a neighbour whose address is now an
 	// endpoint of this host. nil: none.
 	Stale func(Object) bool
+	// Leave names objects that stay although nobody wants them, by what they
+	// shall be then: usually as they are; nil for what may go. nil: none stay.
+	Leave func(Object) Object
 }
 
 // Diff computes the operations that turn have into want, in an order in which
@@ -39,6 +43,9 @@ type Options struct {
 // Diff is pure, and its result does not depend on the order of maps. It changes
 // neither argument.
 func Diff(have, want State, o Options) []Op {
+	if o.Leave != nil {
+		want = withLeft(have, want, o.Leave)
+	}
 	if o.KeepRemote {
 		want = withRemote(have, want, o.Stale)
 	}
@@ -101,11 +108,38 @@ func has(s State, link string) bool {
 	return ok
 }
 
-// withRemote adds to want the entries of have on wanted links, but the stale
-// ones and those whose VTEP is of another family than the link is to have.
-func withRemote(have, want State, stale func(Object) bool) State {
+// withLeft adds to want what is left alone of have.
+func withLeft(have, want State, leave func(Object) Object) State {
 	out := maps.Clone(want)
 	for k, h := range have {
+		if _, ok := want[k]; ok {
+			continue
+		}
+		if o := leave(h); o != nil {
+			out[k] = o
+		}
+	}
+	return out
+}
+
+// withRemote adds to want the entries of have on wanted links, but the stale
+// ones and those whose VTEP is of another family than the link is to have; and
+// the peers admitted, but stale ones, where strangers shall be dropped.
+func withRemote(have, want State, stale func(Object) bool) State {
+	out := maps.Clone(want)
+	fenced := false
+	for _, w := range want {
+		g, ok := w.(Guard)
+		fenced = fenced || ok && g.Rule == DropStrangers
+	}
+	for k, h := range have {
+		if g, ok := h.(Guard); ok && g.Rule == Admit {
+			if _, ok := out[k]; !ok && fenced && (stale == nil || !stale(g)) {
+				g.Broken = false
+				out[k] = g
+			}
+			continue
+		}
 		l, ok := want[linkKey(k.Dev)].(Link)
 		if !ok || k.Type != "fdb" && k.Type != "neigh" {
 			continue
@@ -177,7 +211,7 @@ func displaced(have, want State) []Link {
 }
 
 // without returns what is left of have once the kernel removed links and
-// flushed the neighbours of links whose MAC will change.
+// flushed the neighbours of links that will go down or change their MAC.
 func without(have, want State, links []Link) State {
 	gone, flushed := map[string]bool{}, map[string]bool{}
 	for _, l := range links {
@@ -191,7 +225,7 @@ func without(have, want State, links []Link) State {
 		if l.Kind == Macvlan && gone[l.Parent] {
 			gone[l.Name] = true // macvlan on macvlan stands on the same parent
 		}
-		if w, ok := want[k].(Link); ok && w.Standing != HandedOver && !w.MAC.IsZero() && w.MAC != l.MAC {
+		if w, ok := want[k].(Link); ok && w.Standing != HandedOver && (w.Down && !l.Down || !w.MAC.IsZero() && w.MAC != l.MAC) {
 			flushed[l.Name] = true
 		}
 	}
@@ -235,7 +269,7 @@ func changeable(l, w Link) bool {
 // into; a zero MAC or MTU is not compared.
 func sameLink(l, w Link) bool {
 	return (w.MAC.IsZero() || l.MAC == w.MAC) && (w.MTU == 0 || l.MTU == w.MTU) &&
-		l.Master == w.Master && l.Local == w.Local && !l.Down
+		l.Master == w.Master && l.Local == w.Local && l.Down == w.Down
 }
 
 // ops sorts operations by the kind of their object.

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,9 +20,13 @@ import (
 // than this means that it does not answer at all.
 const timeout = 5 * time.Second
 
+// Sandboxes is Docker's usual directory of sandboxes.
+const Sandboxes = "/var/run/docker/netns"
+
 // Config is what Open needs.
 type Config struct {
-	Log logrus.FieldLogger
+	Log       logrus.FieldLogger
+	Sandboxes string // directory of sandboxes; empty: Docker's usual one
 }
 
 // Linux is the real Kernel: the network namespace in which Open was called,
@@ -31,6 +36,7 @@ type Config struct {
 // Do, and no two writers race for a name.
 type Linux struct {
 	log  logrus.FieldLogger
+	dir  string // of sandboxes
 	ns   netns.NsHandle
 	h    *netlink.Handle
 	raw  map[int]*nl.SocketHandle
@@ -48,7 +54,7 @@ var _ Kernel = (*Linux)(nil)
 func Open(c Config) (*Linux, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	k := &Linux{log: c.Log, ns: netns.None(), send: -1, granted: map[string]bool{}, raw: map[int]*nl.SocketHandle{}}
+	k := &Linux{log: c.Log, dir: cmp.Or(c.Sandboxes, Sandboxes), ns: netns.None(), send: -1, granted: map[string]bool{}, raw: map[int]*nl.SocketHandle{}}
 	if err := k.open(); err != nil {
 		k.Close()
 		return nil, fmt.Errorf("open kernel: %w", err)

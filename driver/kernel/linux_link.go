@@ -146,7 +146,7 @@ func (k *Linux) describe(l Link) (netlink.Link, error) {
 	return nil, fmt.Errorf("cannot make a link of kind %q by itself", l.Kind)
 }
 
-// setLink makes the existing link like l, and brings it up. It touches only
+// setLink makes the existing link like l, up or down. It touches only
 // what differs: setting the MAC that a device has already would flush its
 // neighbours.
 func (k *Linux) setLink(l Link) error {
@@ -189,9 +189,14 @@ func (k *Linux) setLink(l Link) error {
 			return fmt.Errorf("set master %q: %w", l.Master, err)
 		}
 	}
-	if have.Down {
+	switch {
+	case have.Down && !l.Down:
 		if err := k.h.LinkSetUp(cur); err != nil {
 			return fmt.Errorf("set up: %w", err)
+		}
+	case l.Down && !have.Down:
+		if err := k.h.LinkSetDown(cur); err != nil {
+			return fmt.Errorf("set down: %w", err)
 		}
 	}
 	return nil

@@ -73,7 +73,7 @@ type Link struct {
 	Master   string // bridge that it is a port of
 	Parent   string // of a macvlan: the link below
 	Peer     string // of a veth: the name of the other end, ignored in comparison
-	Down     bool   // administratively down; nobody wants that, so Diff sets it up
+	Down     bool   // administratively down: what stands on it is cut off, and recovers
 
 	// VXLAN only.
 	VNI   uint32
@@ -98,12 +98,13 @@ type Neigh struct {
 	MAC cluster.MAC
 }
 
-// Guard is the firewall's share for one link, or for all tunnels: an element
-// of a set or a rule in our own nftables tables, or an accept rule in Docker's.
+// Guard is the firewall's share for one link, for all tunnels, or for one other
+// host: an element of a set or a rule in our own nftables tables, or an accept rule in Docker's.
 type Guard struct {
 	Dev    string // empty in a dump: a table of ours that guards nothing
 	Rule   GuardRule
-	Tunnel netip.AddrPort // of NoTrack, instead of Dev: VTEP of this host and UDP port
+	Tunnel netip.AddrPort // of NoTrack and DropStrangers, instead of Dev: VTEP of this host and UDP port
+	Peer   netip.Addr     // of Admit, instead of Dev: VTEP of another host
 	// Broken says, in a dump, that only a part of it is there (somebody flushed
 	// a chain). Nobody wants that, so Diff sets it right.
 	Broken bool
@@ -128,6 +129,13 @@ const (
 	// output by source address and UDP destination port. What is not from or to
 	// this host's own VTEP is tracked as before.
 	NoTrack GuardRule = "notrack"
+	// DropStrangers drops UDP packets to the port of Tunnel, at whatever address
+	// of this host, that do not come from an admitted VTEP: table inet isthmus,
+	// chain input. What others send through this host is not looked at.
+	DropStrangers GuardRule = "drop-strangers"
+	// Admit takes the VTEP Peer out of DropStrangers: sets admitted4 and
+	// admitted6 of table inet isthmus.
+	Admit GuardRule = "admit"
 	// AcceptForward lets frames pass from Dev to Dev where br_netfilter shows
 	// bridged frames to Docker's FORWARD chain with policy DROP: iifname Dev
 	// oifname Dev accept, in DOCKER-USER where it exists, else FORWARD, of
@@ -144,8 +152,11 @@ func (f FDB) Key() Key {
 }
 func (n Neigh) Key() Key { return Key{"neigh", n.Dev, n.IP.String()} }
 func (g Guard) Key() Key {
-	if g.Tunnel.IsValid() {
+	switch {
+	case g.Tunnel.IsValid():
 		return Key{"guard", g.Dev, string(g.Rule) + " " + g.Tunnel.String()}
+	case g.Peer.IsValid():
+		return Key{"guard", g.Dev, string(g.Rule) + " " + g.Peer.String()}
 	}
 	return Key{"guard", g.Dev, string(g.Rule)}
 }
@@ -186,8 +197,11 @@ func (f FDB) String() string   { return fmt.Sprintf("fdb %s dev %s dst %s", f.MA
 func (n Neigh) String() string { return fmt.Sprintf("neigh %s dev %s lladdr %s", n.IP, n.Dev, n.MAC) }
 func (g Guard) String() string {
 	text := fmt.Sprintf("guard %s dev %s", g.Rule, g.Dev)
-	if g.Tunnel.IsValid() {
+	switch {
+	case g.Tunnel.IsValid():
 		text = fmt.Sprintf("guard %s tunnel %s", g.Rule, g.Tunnel)
+	case g.Peer.IsValid():
+		text = fmt.Sprintf("guard %s peer %s", g.Rule, g.Peer)
 	}
 	if g.Broken {
 		text += " broken"
@@ -231,6 +245,17 @@ func (h Handover) Below() string {
 	return h.Link.Parent
 }
 
+// Tenant is an interface inside a sandbox that stands on a link of ours.
+type Tenant struct {
+	Sandbox string // path of its network namespace
+	Name    string // of the interface, inside
+	MAC     cluster.MAC
+	Addrs   []netip.Prefix // all but link-local ones
+	Kind    Kind           // Macvlan or Veth
+	Below   string         // link in the host's namespace: the VXLAN device, or the host end
+	Master  string         // of a host end: its bridge
+}
+
 // Route is a route inside a sandbox. An invalid Via means connected.
 type Route struct {
 	Dst netip.Prefix
@@ -268,7 +293,8 @@ type Kernel interface {
 	// Mend makes h's interface again inside its sandbox, with name, MAC, MTU,
 	// addresses and routes, unless an interface with that MAC is there. It
 	// reports whether it made one, or finished one that an earlier Mend left
-	// half made. If h.Name is empty or taken, the lowest free number of its
+	// half made. One that is there may have an MTU above that of h: it is lowered.
+	// If h.Name is empty or taken, the lowest free number of its
 	// row is used (eth0, eth1 ...): Observe tells. ErrNoSandbox: the sandbox
 	// is gone, or not there yet.
 	Mend(ctx context.Context, h Handover) (bool, error)
@@ -276,6 +302,10 @@ type Kernel interface {
 	// the sandbox; empty when there is none, or when Docker moved it but did
 	// not rename it yet. ErrNoSandbox as above.
 	Observe(ctx context.Context, sandbox string, mac cluster.MAC) (string, error)
+	// Tenants lists the interfaces of ours in all sandboxes that are in reach:
+	// those in Docker's usual directory, and in the directories named. What
+	// cannot be looked into is left out, and an error names it.
+	Tenants(ctx context.Context, dirs ...string) ([]Tenant, error)
 	// Announce sends; it does not wait for anything.
 	Announce(ctx context.Context, a []Announcement) error
 	// Underlay describes the link by which this host reaches the address

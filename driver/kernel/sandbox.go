@@ -142,8 +142,17 @@ func (k *Linux) Mend(ctx context.Context, h Handover) (bool, error) {
 	made := false
 	err := k.visit(h.Sandbox, func(ns *os.File, in *netlink.Handle) error {
 		l, err := findMAC(ctx, in, h.Link.MAC)
-		if err != nil || l != nil && l.Attrs().Group != unfinished {
+		if err != nil {
 			return err
+		}
+		if l != nil && l.Attrs().Group != unfinished {
+			// A macvlan follows its parent down, a veth nobody.
+			if mtu := h.Link.MTU; mtu != 0 && l.Attrs().MTU > mtu {
+				if err := in.LinkSetMTU(l, mtu); err != nil {
+					return fmt.Errorf("lower mtu to %d: %w", mtu, err)
+				}
+			}
+			return nil
 		}
 		if l == nil {
 			if err := k.plant(h, ns); err != nil {

@@ -88,8 +88,8 @@ func (f *Fake) String() string {
 
 // Fail makes the next n calls whose text contains match fail with err. The
 // text of an operation is its Op.String; the others are "dump", "hand LINK",
-// "mend LINK", "observe SANDBOX", "announce ADDRESS", "underlay ADDRESS" and
-// "routes". n below zero: until Heal.
+// "mend LINK", "observe SANDBOX", "tenants", "announce ADDRESS", "underlay
+// ADDRESS" and "routes". n below zero: until Heal.
 func (f *Fake) Fail(n int, match string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -116,6 +116,29 @@ func (f *Fake) ResetLog() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.log, f.announced = nil, nil
+}
+
+// Tenants implements kernel.Kernel; all sandboxes are in reach.
+func (f *Fake) Tenants(ctx context.Context, _ ...string) ([]kernel.Tenant, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.fails(ctx, "tenants"); err != nil {
+		return nil, err
+	}
+	var out []kernel.Tenant
+	for _, path := range slices.Sorted(maps.Keys(f.sandboxes)) {
+		for _, name := range slices.Sorted(maps.Keys(f.sandboxes[path])) {
+			in := f.sandboxes[path][name]
+			t := kernel.Tenant{Sandbox: path, Name: name, MAC: in.Link.MAC, Addrs: in.Addrs, Kind: in.Link.Kind, Below: in.Link.Parent}
+			if t.Kind == kernel.Veth {
+				t.Below = in.Link.Peer
+				host, _ := f.link(t.Below)
+				t.Master = host.Master
+			}
+			out = append(out, t)
+		}
+	}
+	return out, nil
 }
 
 // Announced lists all announcements.

@@ -54,7 +54,7 @@ func (f *Fake) do(op kernel.Op) error {
 	return nil
 }
 
-// putLink makes a link or changes it in place, and brings it up.
+// putLink makes a link or changes it in place, up or down.
 func (f *Fake) putLink(l kernel.Link) error {
 	old, present := f.link(l.Name)
 	if present {
@@ -101,10 +101,10 @@ func (f *Fake) putLink(l kernel.Link) error {
 			f.state.Put(other)
 		}
 	}
-	if present && old.MAC != l.MAC {
+	if present && old.MAC != l.MAC || l.Down {
 		f.flushNeigh(l.Name)
 	}
-	l.Standing, l.Down = kernel.Kept, false
+	l.Standing = kernel.Kept
 	f.state.Put(l)
 	return nil
 }
@@ -191,7 +191,10 @@ func (f *Fake) mend(h kernel.Handover) (bool, error) {
 	if inside == nil {
 		return false, kernel.ErrNoSandbox
 	}
-	if f.find(h.Sandbox, h.Link.MAC) != "" {
+	if name := f.find(h.Sandbox, h.Link.MAC); name != "" {
+		if in := inside[name]; h.Link.MTU != 0 && in.Link.MTU > h.Link.MTU {
+			in.Link.MTU = h.Link.MTU
+		}
 		return false, nil
 	}
 	if err := f.makeEndpoint(h); err != nil {
