@@ -43,10 +43,13 @@ func hello(name string, nonce uint64) cluster.Command {
 	return cluster.Command{Host: id(name), Hello: &cluster.Hello{PublicKey: key(name), Nonce: nonce, Name: name, VTEP: n, Address: netip.AddrPortFrom(n, 7950)}}
 }
 
+// after is the index in the log of what follows a registry.
+func after(r *cluster.Registry) uint64 { return r.Index - r.Offset + 1 }
+
 func (l *log) apply(c cluster.Command) cluster.Result {
 	l.t.Helper()
 	before, _ := json.Marshal(l.r)
-	next, res := rules.Apply(l.r, c, l.r.Index+1)
+	next, res := rules.Apply(l.r, c, after(l.r))
 	if after, _ := json.Marshal(l.r); string(after) != string(before) {
 		l.t.Fatalf("command %+v changed the registry it was given", c)
 	}
@@ -139,7 +142,7 @@ func network(def cluster.Definition, pools ...string) cluster.Command {
 	return cluster.Command{AttachNetwork: &c}
 }
 
-func leave(n uint32) cluster.Command {
+func leaveNet(n uint32) cluster.Command {
 	return cluster.Command{DetachNetwork: &cluster.DetachNetwork{Network: n}}
 }
 
@@ -190,28 +193,6 @@ func TestHello(t *testing.T) {
 	if res := l.do("nobody", attach("10.2.0.0/16")); res.Refused == nil || res.Refused.Code != cluster.UnknownHost {
 		t.Errorf("a command without hello: %+v", res)
 	}
-}
-
-func TestReinstalledHostTakesItsNameBack(t *testing.T) {
-	l := newLog(t, "a")
-	l.must("a", attach("10.1.0.0/16"))
-	block := l.must("a", grant("10.1.0.0/16", 8)).Lease
-
-	anew := hello("a2", 1)
-	anew.Hello.Name, anew.Hello.Address = "a", l.r.Hosts[id("a")].Address
-	if res := l.apply(anew); res.Refused != nil || len(res.Leases) != 0 {
-		t.Fatalf("hello of the new identity: %+v", res)
-	}
-	if got := l.r.HostName(id("a2")); got != "a" {
-		t.Errorf("the new identity is called %q", got)
-	}
-	if got := l.r.HostName(id("a")); got != "a-"+id("a").Short() {
-		t.Errorf("the old identity is called %q", got)
-	}
-	if !l.r.Leases[block.ID].Equal(block) {
-		t.Error("the old identity lost its lease")
-	}
-	l.refused("a", grant("10.1.0.0/16", 8), cluster.StaleSession)
 }
 
 func TestRequestsAreDoneOnce(t *testing.T) {
@@ -281,7 +262,7 @@ func TestNetworkLivesWithItsLeases(t *testing.T) {
 	l.must("a", attach("10.1.0.0/16"))
 	lease := l.must("a", grant("10.1.0.0/16", 8)).Lease
 	n := l.must("a", network(cluster.Definition{MTU: 1400}, "10.1.0.0/16")).Network
-	l.must("a", leave(n.ID))
+	l.must("a", leaveNet(n.ID))
 	l.must("a", detach("10.1.0.0/16"))
 
 	// Nobody holds it: it keeps its identity, but defines nothing.
@@ -290,13 +271,13 @@ func TestNetworkLivesWithItsLeases(t *testing.T) {
 	if again.ID != n.ID || again.Def.VNI != n.Def.VNI || again.Def.MTU != 1300 || again.Creator != id("b") {
 		t.Errorf("network %+v", again)
 	}
-	l.must("b", leave(n.ID))
+	l.must("b", leaveNet(n.ID))
 	l.must("b", detach("10.1.0.0/16"))
 	l.must("a", release(lease.ID))
 	if len(l.r.Networks)+len(l.r.Pools)+len(l.r.Leases) != 0 {
 		t.Errorf("left over: %+v %+v", l.r.Networks, l.r.Pools)
 	}
-	l.must("b", leave(n.ID))
+	l.must("b", leaveNet(n.ID))
 
 	// A freed VNI is the last to be used again.
 	l.must("b", attach("10.2.0.0/16"))
@@ -338,6 +319,13 @@ func TestNonsenseIsRefused(t *testing.T) {
 		"space":            {AttachPool: &cluster.AttachPool{Space: "a|b", Prefix: netip.MustParsePrefix("10.1.0.0/16")}},
 		"no address":       {GrantExact: &cluster.GrantExact{Pool: pool("10.1.0.0/16")}},
 		"no pools":         {AttachNetwork: &cluster.AttachNetwork{}},
+		"this network":     attach("0.1.0.0/24"),
+		"half of all":      attach("128.0.0.0/1"),
+		"too much":         attach("fc00::/6"),
+		"IPv4 inside":      attach("::10.1.0.0/120"),
+		"forget nobody":    {Forget: &cluster.Forget{}},
+		"into nothing":     {Dissolve: &cluster.Dissolve{}},
+		"rebuilt nothing":  {Rebuild: &cluster.Rebuild{}},
 		"two spaces":       {AttachNetwork: &cluster.AttachNetwork{Pools: []cluster.PoolKey{pool("10.1.0.0/16"), {Space: "x", Prefix: netip.MustParsePrefix("fd00::/64")}}}},
 		"founded nameless": {Found: &cluster.Found{}},
 	} {
