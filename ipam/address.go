@@ -11,6 +11,7 @@ import (
 	docker "github.com/docker/go-plugins-helpers/ipam"
 
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/ipam/lease"
 )
 
 // RequestAddress hands out an address: a gateway, an auxiliary address of a
@@ -82,32 +83,45 @@ func (i *IPAM) requested(id poolID) (*pool, error) {
 
 // take hands out any address of a range to an endpoint.
 func (i *IPAM) take(ctx context.Context, p *pool, within netip.Prefix, name string) (netip.Addr, error) {
+	if err := i.trusted(ctx); err != nil {
+		return netip.Addr{}, err
+	}
 	if a, ok, err := i.again(p, name); ok || err != nil {
 		return a, err
 	}
-	if a, ok, err := i.pick(p, within, name, false); ok || err != nil {
+	a, err := i.pick(p, within, name, false)
+	if !errors.Is(err, lease.ErrNone) {
 		return a, err
 	}
-	unlock, err := i.lock(ctx, p)
-	for err == nil {
-		var a netip.Addr
-		var ok bool
-		if a, ok, err = i.pick(p, within, name, false); ok || err != nil {
-			unlock()
-			return a, err
-		}
-		if err = i.growOrRecall(ctx, p, within); err != nil {
-			unlock()
-		}
+	a, err = i.pickNew(ctx, p, within, name)
+	if err == nil {
+		return a, nil
 	}
 	// Rather than fail, use what is kept for the return of some --ip.
-	if a, ok, err := i.pick(p, within, name, true); ok || err != nil {
-		return a, err
+	if a, kept := i.pick(p, within, name, true); kept == nil {
+		return a, nil
 	}
 	if full := (*fullError)(nil); errors.As(err, &full) {
 		return netip.Addr{}, err
 	}
 	return netip.Addr{}, fmt.Errorf("no free address of subnet %s is left on this host, and none can be leased: %w", p.key, err)
+}
+
+// pickNew leases blocks until there is an address in one of them.
+func (i *IPAM) pickNew(ctx context.Context, p *pool, within netip.Prefix, name string) (netip.Addr, error) {
+	unlock, err := i.lock(ctx, p)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer unlock()
+	for {
+		if a, err := i.pick(p, within, name, false); !errors.Is(err, lease.ErrNone) {
+			return a, err
+		}
+		if err := i.growOrRecall(ctx, p, within); err != nil {
+			return netip.Addr{}, err
+		}
+	}
 }
 
 // again finds the address that an endpoint of this name has without being
@@ -116,158 +130,117 @@ func (i *IPAM) again(p *pool, name string) (netip.Addr, bool, error) {
 	if name == "" {
 		return netip.Addr{}, false, nil
 	}
+	old := map[netip.Addr]uint64{}
 	i.mu.Lock()
-	var old []netip.Addr
-	for a, u := range p.used {
-		if b, ok := p.covering(a); ok && !b.Draining && u.Name == name && !i.starting(u) {
-			old = append(old, a)
+	for a, u := range p.Used {
+		if u.Name == name && !i.starting(u) {
+			old[a] = u.Turn
 		}
 	}
 	i.mu.Unlock()
-	slices.SortFunc(old, netip.Addr.Compare)
-	for _, a := range old {
-		i.mu.Lock()
-		before := p.used[a]
-		i.mu.Unlock()
+	for _, a := range slices.SortedFunc(maps.Keys(old), netip.Addr.Compare) {
 		if i.live(p, a) {
 			continue
 		}
-		ok, err := i.renewUse(p, a, name, before)
-		if ok || err != nil {
-			return a, ok, err
+		switch err := i.renew(p, a, old[a], name); {
+		case err == nil:
+			return a, true, nil
+		case !passed(err):
+			return a, false, err
 		}
 	}
 	return netip.Addr{}, false, nil
 }
 
+// passed reports whether an address changed hands, or is about to.
+func passed(err error) bool {
+	return errors.Is(err, lease.ErrInUse) || errors.Is(err, lease.ErrUncovered) || errors.Is(err, lease.ErrBusy)
+}
+
 // pick chooses an address from the active blocks and stores it as used.
-func (i *IPAM) pick(p *pool, within netip.Prefix, name string, exact bool) (netip.Addr, bool, error) {
+func (i *IPAM) pick(p *pool, within netip.Prefix, name string, exact bool) (netip.Addr, error) {
 	i.mu.Lock()
 	if p.rec == nil || p.leaving {
 		i.mu.Unlock()
-		return netip.Addr{}, false, errGone(p)
+		return netip.Addr{}, errGone(p)
 	}
-	a, ok := choose(i.scope(p, within), p.active(exact), p.taken, p.freed, name)
-	if !ok {
+	s, a, err := i.m.Allocate(p.key, i.scope(p, within), name, exact, i.cfg.Now())
+	if err != nil {
 		i.mu.Unlock()
-		return a, false, nil
+		return a, err
 	}
-	u, w := i.mark(p, a, name)
+	return a, i.hand(p, a, s)
+}
+
+// hand stores an address step that hands out an address, and makes sure that
+// the block was not lost meanwhile. The caller holds i.mu, which is released.
+func (i *IPAM) hand(p *pool, a netip.Addr, s lease.Step) error {
+	w := i.store.enqueue(opsOf(s.Writes)...)
 	i.mu.Unlock()
-	return a, true, i.marked(p, a, u, w)
-}
-
-// mark sets an address as used and queues that for the disk. The caller holds
-// i.mu, releases it, and waits for the write.
-func (i *IPAM) mark(p *pool, a netip.Addr, name string) (use, *write) {
-	i.turn++
-	u := use{Name: name, Since: i.cfg.Now(), turn: i.turn}
-	p.used[a] = u
-	return u, i.store.enqueue(put(usedBucket, addrKey(p.key, a), u), del(freedBucket, addrKey(p.key, a)))
-}
-
-// marked waits until a mark is on disk. If it cannot be, the address is free
-// again.
-func (i *IPAM) marked(p *pool, a netip.Addr, u use, w *write) error {
-	err := i.store.wait(w)
+	if err := i.finish(s, w); err != nil {
+		return err
+	}
 	i.mu.Lock()
-	if p.used[a].turn == u.turn {
-		if err == nil {
-			delete(p.freed, a)
-		} else {
-			delete(p.used, a)
-		}
-	}
+	b, ok := p.Covering(a)
 	i.mu.Unlock()
-	i.wake()
-	return err
+	if !ok || b.Draining {
+		return errors.Join(fmt.Errorf("address %s: the cluster took its block from this host just now; try again", a), i.free(p, a))
+	}
+	return nil
+}
+
+// renew hands an address that is in use to its next user, unless it changed
+// hands since it was seen in use turn.
+func (i *IPAM) renew(p *pool, a netip.Addr, turn uint64, name string) error {
+	i.mu.Lock()
+	s, err := i.m.Renew(p.key, a, turn, name, i.cfg.Now())
+	if err != nil {
+		i.mu.Unlock()
+		return err
+	}
+	return i.hand(p, a, s)
 }
 
 // starting reports whether an address was handed out in this run so lately
 // that its endpoint need not be known yet. The caller holds i.mu.
-func (i *IPAM) starting(u use) bool {
-	return u.turn != 0 && i.cfg.Now().Sub(u.Since) < startTime
+func (i *IPAM) starting(u lease.Use) bool {
+	return u.Turn != 0 && i.cfg.Now().Sub(u.Since) < startTime
 }
 
-// renewUse hands an address that is in use to its next user, unless it
-// changed hands since it was seen as before.
-func (i *IPAM) renewUse(p *pool, a netip.Addr, name string, before use) (bool, error) {
-	i.mu.Lock()
-	u, ok := p.used[a]
-	if !ok || u.turn != before.turn {
-		i.mu.Unlock()
-		return false, nil
-	}
-	_, w := i.mark(p, a, name)
-	i.mu.Unlock()
-	if err := i.store.wait(w); err != nil {
-		return false, err // it stays in use, by the one before
-	}
-	return true, nil
-}
-
-// takeExact hands out the address that the user asked for with --ip.
-func (i *IPAM) takeExact(ctx context.Context, p *pool, a netip.Addr, name string) error {
-	done, err := i.takeOwn(p, a, name)
-	if done || err != nil {
-		return err
-	}
-	unlock, err := i.lock(ctx, p)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	for range 3 {
-		if err := i.leaseExact(ctx, p, a); err != nil {
-			return err
-		}
-		if done, err := i.takeOwn(p, a, name); done || err != nil {
-			return err
-		}
-	}
-	return fmt.Errorf("address %s: its block is given back faster than it is leased; try again", a)
-}
-
-// takeOwn hands out an address if an active block of this host covers it.
-func (i *IPAM) takeOwn(p *pool, a netip.Addr, name string) (bool, error) {
+// takeOwn hands out an address if an active block of this host covers it; the
+// error is lease.ErrUncovered when none does.
+func (i *IPAM) takeOwn(p *pool, a netip.Addr, name string) error {
 	for {
-		i.mu.Lock()
-		seen, used := p.used[a]
-		i.mu.Unlock()
-		if used && i.live(p, a) {
-			return false, i.inUse(p, a, seen.Name)
-		}
 		i.mu.Lock()
 		if p.rec == nil || p.leaving {
 			i.mu.Unlock()
-			return false, errGone(p)
+			return errGone(p)
 		}
 		if err := i.assignable(p, a); err != nil {
 			i.mu.Unlock()
-			return false, err
+			return err
 		}
-		b, ok := p.covering(a)
-		if !ok || b.Draining {
+		s, err := i.m.Take(p.key, a, name, i.cfg.Now())
+		if err == nil {
+			return i.hand(p, a, s)
+		}
+		if errors.Is(err, lease.ErrBusy) {
+			i.idle.Wait()
 			i.mu.Unlock()
-			return false, nil
+			continue
 		}
-		now, ok := p.used[a]
-		starting := i.starting(now)
-		if !used && !ok {
-			u, w := i.mark(p, a, name)
-			i.mu.Unlock()
-			return true, i.marked(p, a, u, w)
-		}
+		seen, used := p.Used[a]
+		starting := i.starting(seen)
 		i.mu.Unlock()
-		if ok != used || now.turn != seen.turn {
-			continue // it changed hands meanwhile
+		if !errors.Is(err, lease.ErrInUse) {
+			return err
 		}
-		if starting && name != "" && seen.Name != "" && name != seen.Name {
-			return false, i.inUse(p, a, seen.Name)
+		if !used || i.live(p, a) || starting && name != "" && seen.Name != "" && name != seen.Name {
+			return i.inUse(p, a, seen.Name)
 		}
 		// Asked again, or left over by an unclean shutdown.
-		if done, err := i.renewUse(p, a, name, seen); done || err != nil {
-			return done, err
+		if err := i.renew(p, a, seen.Turn, name); !passed(err) {
+			return err
 		}
 	}
 }
@@ -280,57 +253,38 @@ func errGone(p *pool) error {
 func (i *IPAM) assignable(p *pool, a netip.Addr) error {
 	def := i.definition(p)
 	switch {
-	case edge(p.key.Prefix, a):
+	case lease.Edge(p.key.Prefix, a):
 		return fmt.Errorf("address %s: is the network or broadcast address of subnet %s; choose another one", a, p.key)
 	case a == def.Gateway:
 		return fmt.Errorf("address %s: is the gateway of subnet %s; choose another one", a, p.key)
 	case slices.Contains(def.Reserved, a):
 		return fmt.Errorf("address %s: is reserved by --aux-address of subnet %s; choose another one", a, p.key)
-	case p.pinned[a]:
+	case p.Pinned[a]:
 		return fmt.Errorf("address %s: is about to be reserved in subnet %s; choose another one", a, p.key)
 	}
 	return nil
 }
 
+// inUse says who uses an address: as gossip heard, else this host.
 func (i *IPAM) inUse(p *pool, a netip.Addr, name string) error {
-	who := ""
-	if i.cfg.WhoHolds != nil {
-		who = i.cfg.WhoHolds(p.key, a)
-	}
+	who := i.whoHolds(p, a)
 	if who == "" {
 		if who = "this host"; name != "" {
 			who = name + " on this host"
 		}
 	}
+	return usedBy(p, a, who)
+}
+
+func usedBy(p *pool, a netip.Addr, who string) error {
 	return fmt.Errorf("address %s of subnet %s is in use by %s; choose another one, or free it there", a, p.key, who)
 }
 
-// leaseExact leases one address. The caller has the pool's turn.
-func (i *IPAM) leaseExact(ctx context.Context, p *pool, a netip.Addr) error {
-	if err := i.releaseDrained(ctx, p); err != nil {
-		return fmt.Errorf("address %s: %w", a, err)
+func (i *IPAM) whoHolds(p *pool, a netip.Addr) string {
+	if i.cfg.WhoHolds == nil {
+		return ""
 	}
-	c := cluster.Command{GrantExact: &cluster.GrantExact{Pool: p.key, Addr: a}}
-	res, err := i.proposeIn(ctx, p, c)
-	if held, ok := refused(err, cluster.Held); ok && len(held.Holders) > 0 {
-		who := ""
-		if i.cfg.WhoHolds != nil {
-			who = i.cfg.WhoHolds(p.key, a)
-		}
-		if who != "" {
-			return i.inUse(p, a, "")
-		}
-		if i.recall(ctx, p.key, held.Holders) {
-			res, err = i.proposeIn(ctx, p, c)
-		}
-	}
-	if isRefusal(err) {
-		return err
-	}
-	if err != nil {
-		return fmt.Errorf("address %s lies in no block of this host, and cannot be leased: %w", a, err)
-	}
-	return i.keep(p, res, true)
+	return i.cfg.WhoHolds(p.key, a)
 }
 
 // ReleaseAddress frees an address. Gateway and auxiliary addresses belong to
@@ -352,34 +306,52 @@ func (i *IPAM) ReleaseAddress(ctx context.Context, req *docker.ReleaseAddressReq
 func (i *IPAM) Free(_ context.Context, key cluster.PoolKey, a netip.Addr) error {
 	i.mu.Lock()
 	p, ok := i.pools[key]
-	if !ok {
-		i.mu.Unlock()
-		return nil
-	}
-	u, ok := p.used[a]
-	if !ok {
-		i.mu.Unlock()
-		return nil
-	}
-	f := freed{At: i.cfg.Now(), Name: u.Name}
-	ops := []op{del(usedBucket, addrKey(key, a))}
-	_, covered := p.covering(a)
-	if covered {
-		ops = append(ops, put(freedBucket, addrKey(key, a), f))
-	}
-	w := i.store.enqueue(ops...)
 	i.mu.Unlock()
-	if err := i.store.wait(w); err != nil {
-		return err
+	if !ok {
+		return nil
+	}
+	return i.free(p, a)
+}
+
+func (i *IPAM) free(p *pool, a netip.Addr) error {
+	i.mu.Lock()
+	for p.Busy(a) {
+		i.idle.Wait()
+	}
+	s, ok := i.m.Free(p.key, a, i.cfg.Now())
+	if !ok {
+		i.mu.Unlock()
+		return nil
+	}
+	w := i.store.enqueue(opsOf(s.Writes)...)
+	i.mu.Unlock()
+	return i.finish(s, w)
+}
+
+// Adopt takes an address as used that was found in use here, in a running
+// container, although nothing is known of it: after this host's disk was set
+// back. name is for people. When no block of this host covers it, it is leased
+// as soon as that can be, and an alarm is raised meanwhile.
+func (i *IPAM) Adopt(key cluster.PoolKey, a netip.Addr, name string) error {
+	if !key.Prefix.Contains(a) {
+		return fmt.Errorf("adopt address %s: is not part of subnet %s", a, key)
 	}
 	i.mu.Lock()
-	defer i.mu.Unlock()
-	if p.used[a].turn == u.turn {
-		delete(p.used, a)
-		if _, still := p.covering(a); covered && still {
-			p.freed[a] = f
-		}
+	p := i.pool(key)
+	if p.Busy(a) {
+		i.mu.Unlock()
+		return nil // it is known
 	}
-	i.wake()
-	return nil
+	s, ok := i.m.Adopt(key, a, name, i.cfg.Now())
+	if !ok {
+		i.mu.Unlock()
+		return nil
+	}
+	b, covered := p.Covering(a)
+	p.alarm(fmt.Sprintf("address %s was found in a running container, and not in what this host remembers: taken as used", a))
+	i.cfg.Log.WithFields(map[string]any{"pool": key.String(), "address": a.String(), "name": name, "covered": covered && !b.Draining}).
+		Error("address found in a running container that this host does not remember")
+	w := i.store.enqueue(opsOf(s.Writes)...)
+	i.mu.Unlock()
+	return i.finish(s, w)
 }

@@ -125,8 +125,7 @@ func TestStaticAddresses(t *testing.T) {
 		{"elsewhere", "10.1.0.1", "address 10.1.0.1: is not part of subnet 10.0.0.0/24", h1},
 		{"live here", "10.0.0.200", "address 10.0.0.200 of subnet 10.0.0.0/24 is in use by far on this host; choose another one, or free it there", h1},
 		{"live here, own block", own.String(), "address 10.0.0.2 of subnet 10.0.0.0/24 is in use by own on this host; choose another one, or free it there", h1},
-		{"used there", "10.0.0.200", "address 10.0.0.200 of pool 10.0.0.0/24 is in the block 10.0.0.200/32 of host h1, which may be using it: choose another address, or free it there", h2},
-		{"in a block there", "10.0.0.3", "address 10.0.0.3 of pool 10.0.0.0/24 is in the block 10.0.0.0/29 of host h1, which may be using it: choose another address, or free it there", h2},
+		{"used there", "10.0.0.200", "address 10.0.0.200 of subnet 10.0.0.0/24 is in use by far on h1; choose another one, or free it there", h2},
 	} {
 		_, err := c.h.start(id, c.address, "new")
 		if c.want == "" {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/ipam/lease"
 )
 
 // Prepare leases this host's first block of each pool, where it has none:
@@ -59,10 +60,10 @@ func (i *IPAM) bare(p *pool) []netip.Prefix {
 	if p.rec == nil {
 		return nil
 	}
-	blocks := p.active(false)
+	blocks := p.Active(false)
 	return slices.DeleteFunc(p.ranges(), func(within netip.Prefix) bool {
 		s := i.scope(p, within)
-		return slices.ContainsFunc(blocks, s.within.Overlaps)
+		return slices.ContainsFunc(blocks, func(b lease.Block) bool { return s.Within.Overlaps(b.Prefix) })
 	})
 }
 
@@ -70,41 +71,124 @@ func (i *IPAM) bare(p *pool) []netip.Prefix {
 // holders are asked for what they do not use.
 func (i *IPAM) growOrRecall(ctx context.Context, p *pool, within netip.Prefix) error {
 	i.mu.Lock()
-	want := blockSize(len(p.active(false)))
+	want := p.Want()
 	i.mu.Unlock()
 	err := i.grow(ctx, p, within, want)
-	if _, ok := refused(err, cluster.Full); !ok {
-		return err
-	}
-	if i.recall(ctx, p.key, i.neighbours(p, within)) {
+	var silent []cluster.HostID
+	for range recallRounds {
+		if _, ok := refused(err, cluster.Full); !ok {
+			return err
+		}
+		var moved bool
+		if moved, silent = i.recallAny(ctx, p.key, i.neighbours(p, within)); !moved {
+			break
+		}
 		err = i.grow(ctx, p, within, 1) // where addresses are short, no more than needed
 	}
 	if _, ok := refused(err, cluster.Full); ok {
-		return i.full(p, within)
+		return i.full(p, within, silent)
 	}
 	return err
 }
+
+// recallRounds is how often others are asked: what one of them gave back may
+// be leased by a third before this host comes to it.
+const recallRounds = 3
 
 // grow leases one more block of that many addresses at most inside a range.
 // The caller has the pool's turn.
 func (i *IPAM) grow(ctx context.Context, p *pool, within netip.Prefix, want int) error {
-	res, err := i.proposeIn(ctx, p, cluster.Command{Grant: &cluster.Grant{Pool: p.key, Range: within, Want: want}})
-	if err == nil {
-		err = i.keep(p, res, false)
-	}
+	err := i.acquire(ctx, p, cluster.Command{Grant: &cluster.Grant{Pool: p.key, Range: within, Want: want}})
 	i.note(p, err)
 	return err
 }
 
-// proposeIn proposes a command on a pool that this host is attached to; if the
-// cluster has lost the pool it attaches it anew. The caller has the pool's turn.
+// contestTries is how often another block is asked for when the one granted is
+// claimed by another host.
+const contestTries = 3
+
+// acquire asks for a lease and takes it up (rule H2), unless another host says
+// that the block is its own (rule H7): then it is given back, and another one
+// asked for. The caller has the pool's turn.
+func (i *IPAM) acquire(ctx context.Context, p *pool, c cluster.Command) error {
+	var contest *lease.Contest
+	for range contestTries {
+		if err := i.acquireOnce(ctx, p, c); !errors.As(err, &contest) {
+			return err
+		}
+		if c.GrantExact != nil {
+			break // there is no other
+		}
+	}
+	return &contestedError{fmt.Sprintf("host %s keeps block %s of subnet %s, although the cluster granted it to this host: it is not used; see the alarm in isthmus status",
+		i.cfg.Ledger.Registry().HostName(contest.Host), contest.Claim.Block, p.key)}
+}
+
+func (i *IPAM) acquireOnce(ctx context.Context, p *pool, c cluster.Command) error {
+	var request uint64
+	res, err := i.inPool(ctx, p, func() (res cluster.Result, err error) {
+		request, res, err = i.ask(ctx, c)
+		return res, err
+	})
+	if err != nil {
+		return err
+	}
+	contest := i.contest(ctx, res.Lease)
+	i.mu.Lock()
+	if p.rec == nil {
+		i.m.Abandon(request)
+		i.mu.Unlock()
+		return errGone(p)
+	}
+	// What the answer says of the pool comes first: the block may hold a
+	// gateway or a reserved address that the local copy does not know yet.
+	if err := i.learn(p, res); err != nil {
+		i.m.Abandon(request)
+		i.mu.Unlock()
+		return err
+	}
+	step, err := i.m.Answered(request, res, contest)
+	err = errors.Join(err, i.commit(step))
+	if contest != nil {
+		i.contested(p, res.Lease, *contest)
+	}
+	i.mu.Unlock()
+	if len(step.Send) > 0 {
+		err = errors.Join(err, i.send(ctx, p, step.Send))
+	}
+	return err
+}
+
+// ask proposes a numbered command. When there is no answer it is abandoned:
+// what it may have done shows in the registry.
+func (i *IPAM) ask(ctx context.Context, c cluster.Command) (uint64, cluster.Result, error) {
+	i.mu.Lock()
+	msg := i.m.Ask(c)
+	i.mu.Unlock()
+	res, err := i.propose(ctx, msg.Command)
+	if err != nil {
+		i.mu.Lock()
+		i.m.Abandon(msg.Request)
+		i.mu.Unlock()
+	}
+	return msg.Request, res, err
+}
+
+// proposeIn proposes a command on a pool that this host is attached to. The
+// caller has the pool's turn.
 func (i *IPAM) proposeIn(ctx context.Context, p *pool, c cluster.Command) (cluster.Result, error) {
-	res, err := i.propose(ctx, c)
+	return i.inPool(ctx, p, func() (cluster.Result, error) { return i.propose(ctx, c) })
+}
+
+// inPool proposes something on a pool that this host is attached to; if the
+// cluster has lost the pool it attaches it anew. The caller has the pool's turn.
+func (i *IPAM) inPool(ctx context.Context, p *pool, propose func() (cluster.Result, error)) (cluster.Result, error) {
+	res, err := propose()
 	if _, ok := refused(err, cluster.UnknownPool); ok {
 		if err := i.reattach(ctx, p); err != nil {
 			return res, err
 		}
-		res, err = i.propose(ctx, c)
+		res, err = propose()
 	}
 	return res, err
 }
@@ -140,121 +224,62 @@ func (i *IPAM) note(p *pool, err error) {
 	}
 }
 
-// keep takes up the lease that the cluster answered a request with. What the
-// answer says of the pool comes first: the block may hold a gateway or a
-// reserved address that the local copy does not know yet.
-func (i *IPAM) keep(p *pool, res cluster.Result, exact bool) error {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if p.rec == nil {
-		return errGone(p)
-	}
-	if err := i.learn(p, res); err != nil {
-		return err
-	}
-	l := res.Lease
-	return i.keepLocked(p, block{Lease: l.ID, Pool: l.Pool, Prefix: l.Block, Exact: exact && l.Block.IsSingleIP()})
-}
-
-// keepLocked stores a lease as an active block; from then on its addresses
-// are handed out. A lease that this run gave back already is not taken up
-// again: the answer that brought it is late. The caller holds i.mu.
-func (i *IPAM) keepLocked(p *pool, b block) error {
-	if b.Lease == 0 || b.Pool != p.key || common(p.key.Prefix, b.Prefix) != b.Prefix {
-		return fmt.Errorf("keep block %s: not one of pool %s", b.Prefix, p.key)
-	}
-	if i.returned[b.Lease] {
-		return fmt.Errorf("keep block %s: lease %d was given back since", b.Prefix, b.Lease)
-	}
-	if _, ok := p.blocks[b.Lease]; ok {
+// drain begins to give blocks back: from then on none of their addresses is
+// handed out. The caller holds i.mu and has seen them empty.
+func (i *IPAM) drain(p *pool, leases []uint64) error {
+	if len(leases) == 0 {
 		return nil
 	}
-	for _, other := range p.blocks {
-		if other.Prefix.Overlaps(b.Prefix) {
-			return fmt.Errorf("keep block %s: overlaps block %s of lease %d, which this host holds", b.Prefix, other.Prefix, other.Lease)
-		}
-	}
-	if err := i.store.commit(put(blockBucket, blockKey(b.Lease), b)); err != nil {
+	s, err := i.m.Drain(p.key, leases...)
+	if err != nil {
 		return err
 	}
-	p.blocks[b.Lease] = b
-	return nil
+	return i.commit(s)
 }
 
-// drain stores that blocks are being given back: from then on none of their
-// addresses is handed out. The caller holds i.mu and has seen them empty.
-func (i *IPAM) drain(p *pool, blocks []block) error {
-	var ops []op
-	for _, b := range blocks {
-		b.Draining = true
-		ops = append(ops, put(blockBucket, blockKey(b.Lease), b))
-	}
-	if len(ops) == 0 {
-		return nil
-	}
-	if err := i.store.commit(ops...); err != nil {
-		return err
-	}
-	for _, b := range blocks {
-		b.Draining = true
-		p.blocks[b.Lease] = b
-	}
-	return nil
-}
-
-// releaseDrained gives all draining blocks of a pool back, and forgets those
-// that the cluster has taken.
+// releaseDrained gives back to the cluster all of a pool that is stored as
+// given back, and forgets the blocks that it has taken.
 func (i *IPAM) releaseDrained(ctx context.Context, p *pool) error {
 	i.mu.Lock()
-	blocks := slices.DeleteFunc(p.sorted(), func(b block) bool { return !b.Draining })
+	due := i.m.Releases(p.key)
 	i.mu.Unlock()
+	return i.send(ctx, p, due)
+}
+
+// send sends releases, one after the other.
+func (i *IPAM) send(ctx context.Context, p *pool, releases []cluster.Command) error {
 	var errs []error
-	for _, b := range blocks {
-		_, err := i.propose(ctx, cluster.Command{Release: &cluster.Release{Lease: b.Lease}})
-		if _, ok := refused(err, cluster.NotHeld); err != nil && !ok {
+	for _, c := range releases {
+		i.mu.Lock()
+		msg := i.m.Ask(c)
+		i.mu.Unlock()
+		res, err := i.propose(ctx, msg.Command)
+		refusal, isRefused := refused(err, cluster.NotHeld)
+		if isRefused {
+			res.Refused, err = refusal, nil
+		}
+		i.mu.Lock()
+		if err != nil {
+			i.m.Abandon(msg.Request)
+		} else {
+			var step lease.Step
+			if step, err = i.m.Answered(msg.Request, res, nil); err == nil {
+				err = i.commit(step)
+			}
+		}
+		i.mu.Unlock()
+		if err != nil {
 			errs = append(errs, err)
 			if !isRefusal(err) {
 				break // out of reach: the next would wait as long
 			}
-			continue
-		}
-		i.mu.Lock()
-		err = i.forget(p, b)
-		i.mu.Unlock()
-		if err != nil {
-			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// forget drops a block that this host no longer holds. The caller holds i.mu.
-func (i *IPAM) forget(p *pool, b block) error {
-	ops := []op{del(blockBucket, blockKey(b.Lease))}
-	var cold []netip.Addr
-	for a := range p.freed {
-		if b.Prefix.Contains(a) {
-			ops = append(ops, del(freedBucket, addrKey(p.key, a)))
-			cold = append(cold, a)
-		}
-	}
-	if err := i.store.commit(ops...); err != nil {
-		return err
-	}
-	i.returned[b.Lease] = true
-	delete(p.blocks, b.Lease)
-	for _, a := range cold {
-		delete(p.freed, a)
-	}
-	return nil
-}
-
-func isRefusal(err error) bool {
-	var r *cluster.Refusal
-	return errors.As(err, &r)
-}
-
-func (i *IPAM) full(p *pool, within netip.Prefix) error {
+// full says who has the addresses of a full pool.
+func (i *IPAM) full(p *pool, within netip.Prefix, silent []cluster.HostID) error {
 	r := i.cfg.Ledger.Registry()
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -262,11 +287,11 @@ func (i *IPAM) full(p *pool, within netip.Prefix) error {
 	held := map[string]int{}
 	for _, l := range r.LeasesOf(p.key, "") {
 		if l.Holder != i.cfg.Host {
-			held[r.HostName(l.Holder)] += s.size(common(l.Block, s.within))
+			held[r.HostName(l.Holder)] += leased(s, l)
 		}
 	}
-	for a := range p.used {
-		if s.within.Contains(a) {
+	for a := range p.Used {
+		if s.Within.Contains(a) {
 			held[r.HostName(i.cfg.Host)]++
 		}
 	}
@@ -278,8 +303,8 @@ func (i *IPAM) full(p *pool, within netip.Prefix) error {
 	}
 	slices.Sort(hosts)
 	what := "subnet " + p.key.Prefix.String()
-	if s.within != p.key.Prefix {
-		what = fmt.Sprintf("range %s of %s", s.within, what)
+	if s.Within != p.key.Prefix {
+		what = fmt.Sprintf("range %s of %s", s.Within, what)
 	}
 	if p.key.Space != "" {
 		what += " in space " + p.key.Space
@@ -287,7 +312,31 @@ func (i *IPAM) full(p *pool, within netip.Prefix) error {
 	if len(hosts) == 0 {
 		return &fullError{what + " has no address for a container; create a larger network"}
 	}
-	return &fullError{fmt.Sprintf("%s is full: %d addresses, all in use by: %s; free one or create a larger network", what, s.size(s.within), strings.Join(hosts, ", "))}
+	text := fmt.Sprintf("%s is full: %d addresses, all in use by: %s; free one or create a larger network", what, s.Size(s.Within), strings.Join(hosts, ", "))
+	if len(silent) > 0 {
+		var names []string
+		for _, id := range silent {
+			names = append(names, r.HostName(id))
+		}
+		slices.Sort(names)
+		does, it := "does", "it does"
+		if len(names) > 1 {
+			does, it = "do", "they do"
+		}
+		text += fmt.Sprintf(" (%s %s not answer: what %s not use cannot be given back now; `isthmus node rm` frees the addresses of a host that is gone for good)", strings.Join(names, ", "), does, it)
+	}
+	return &fullError{text}
+}
+
+// leased counts the addresses that a lease covers of a scope.
+func leased(s lease.Scope, l cluster.Lease) int {
+	n := s.Size(lease.Common(l.Block, s.Within))
+	for _, a := range l.Without {
+		if s.Within.Contains(a) && s.Usable(a) {
+			n--
+		}
+	}
+	return n
 }
 
 // fullError says who has the addresses of a full pool.

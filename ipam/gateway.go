@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/ipam/lease"
 )
 
 // gateway returns the gateway of a pool: the same on all hosts, the one that
@@ -75,7 +76,7 @@ func (i *IPAM) pinGateway(p *pool, asked netip.Addr, tried []netip.Addr) (netip.
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if asked.IsValid() {
-		if edge(p.key.Prefix, asked) {
+		if lease.Edge(p.key.Prefix, asked) {
 			return asked, fmt.Errorf("--gateway %s: is the network or broadcast address of subnet %s; choose another one", asked, p.key)
 		}
 		return asked, i.pin(p, asked, "--gateway")
@@ -86,8 +87,8 @@ func (i *IPAM) pinGateway(p *pool, asked netip.Addr, tried []netip.Addr) (netip.
 			foreign = append(foreign, l.Block)
 		}
 	}
-	addr, ok := i.scope(p, netip.Prefix{}).lowestOutside(foreign, func(a netip.Addr) bool {
-		return p.taken(a) || slices.Contains(tried, a)
+	addr, ok := i.scope(p, netip.Prefix{}).LowestOutside(foreign, func(a netip.Addr) bool {
+		return p.Taken(a) || slices.Contains(tried, a)
 	})
 	if !ok {
 		return addr, fmt.Errorf("subnet %s has no free address for a gateway; free one or create a larger network", p.key)
@@ -98,14 +99,14 @@ func (i *IPAM) pinGateway(p *pool, asked netip.Addr, tried []netip.Addr) (netip.
 // pin keeps an address from endpoints while it is proposed for a purpose. The
 // caller holds i.mu.
 func (i *IPAM) pin(p *pool, a netip.Addr, flag string) error {
-	if u, ok := p.used[a]; ok {
+	if u, ok := p.Used[a]; ok {
 		who := "an endpoint of this host"
 		if u.Name != "" {
 			who = u.Name + " on this host"
 		}
 		return fmt.Errorf("%s %s: is in use by %s; choose another one, or free it first", flag, a, who)
 	}
-	p.pinned[a] = true
+	p.Pinned[a] = true
 	return nil
 }
 
@@ -113,7 +114,7 @@ func (i *IPAM) pin(p *pool, a netip.Addr, flag string) error {
 func (i *IPAM) unpin(p *pool, a netip.Addr, res cluster.Result, err error) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	defer delete(p.pinned, a)
+	defer delete(p.Pinned, a)
 	switch {
 	case err != nil:
 		return err
@@ -158,7 +159,7 @@ func (i *IPAM) reserved(p *pool, a netip.Addr) (bool, error) {
 		return true, nil
 	case a == def.Gateway:
 		return false, fmt.Errorf("--aux-address %s: is the gateway of subnet %s; choose another one", a, p.key)
-	case edge(p.key.Prefix, a):
+	case lease.Edge(p.key.Prefix, a):
 		return true, nil // no endpoint ever gets it
 	}
 	return false, nil
@@ -192,7 +193,7 @@ func (i *IPAM) restart(ctx context.Context, p *pool) error {
 			}
 		}
 	}
-	i.recall(ctx, p.key, holders(r, p.key))
+	i.recallAll(ctx, p.key, holders(r, p.key))
 	res, err := i.attach(ctx, cluster.AttachPool{Space: p.key.Space, Prefix: p.key.Prefix, Name: old.Pool.Name, V6: p.key.Prefix.Addr().Is6()})
 	if err != nil {
 		return err

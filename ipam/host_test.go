@@ -48,6 +48,8 @@ type host struct {
 	cut       func(cluster.Command) (before, after bool) // crash at a proposal
 	lag       func() bool                                // the copy stays as it was
 	seen      *cluster.Registry                          // by a copy that lags
+	boot      func() cluster.Boot                        // nil: nothing speaks against the disk
+	claims    map[netip.Prefix]foreign                   // heard of others
 }
 
 func newLab(t testing.TB, names ...string) *lab {
@@ -105,6 +107,15 @@ func (h *host) open() {
 			return h.live[k.String()+" "+a.String()]
 		},
 		WhoHolds: func(_ cluster.PoolKey, a netip.Addr) string { return h.holders[a] },
+		Claimed: func(_ cluster.PoolKey, block netip.Prefix) (cluster.HostID, cluster.Claim, bool) {
+			for p, f := range h.claims {
+				if p.Overlaps(block) {
+					return f.host, f.claim, true
+				}
+			}
+			return "", cluster.Claim{}, false
+		},
+		StillClaims: h.lab.stillClaims,
 	})
 	if err != nil {
 		h.lab.t.Fatal(err)
@@ -128,13 +139,30 @@ func (h *host) reboot() {
 	_ = h.Hello() // out of reach: not fresh
 }
 
-func (l *lab) recall(ctx context.Context, id cluster.HostID, key cluster.PoolKey) error {
+// foreign is a claim as gossip heard it.
+type foreign struct {
+	host  cluster.HostID
+	claim cluster.Claim
+}
+
+var errDown = errors.New("connection refused")
+
+func (l *lab) recall(ctx context.Context, id cluster.HostID, key cluster.PoolKey, a netip.Addr) error {
 	for _, h := range l.hosts {
-		if h.ID() == id && !h.down && h.Fresh() {
-			return h.Recalled(ctx, key)
+		if h.ID() == id && !h.down && h.Host.Fresh() {
+			return h.Recalled(ctx, key, a)
 		}
 	}
-	return errors.New("not in reach")
+	return errDown
+}
+
+func (l *lab) stillClaims(_ context.Context, id cluster.HostID, claim cluster.Claim) (bool, error) {
+	for _, h := range l.hosts {
+		if h.ID() == id && !h.down {
+			return h.Keeps(claim), nil
+		}
+	}
+	return false, errDown
 }
 
 var errCrash = errors.New("crashed")
@@ -175,6 +203,13 @@ func (c cutLedger) Registry() *cluster.Registry {
 	return c.h.seen
 }
 
+func (c cutLedger) Boot() cluster.Boot {
+	if c.h.boot == nil {
+		return cluster.Boot{Settled: true}
+	}
+	return c.h.boot()
+}
+
 func (c cutLedger) Fresh() bool {
 	id := c.h.ID()
 	return c.Host.Fresh() && c.Registry().Hosts[id].Session == c.Host.Registry().Hosts[id].Session
@@ -184,7 +219,7 @@ func (c cutLedger) Fresh() bool {
 func (h *host) work() {
 	for range 3 {
 		if h.cfg.Ledger.Fresh() {
-			h.reconcile(h.cfg.Ledger.Registry())
+			h.reconcile(h.lab.t.Context(), h.cfg.Ledger.Registry())
 		}
 		if h.maintain(h.lab.t.Context()) != nil {
 			return
@@ -333,4 +368,16 @@ func wantErr(t testing.TB, err error, text string) {
 	if err == nil || err.Error() != text {
 		t.Errorf("error reads\n  %v\nwant\n  %s", err, text)
 	}
+}
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
+
+// offset returns the nth address of a prefix.
+func offset(p netip.Prefix, n int) netip.Addr {
+	a := p.Masked().Addr()
+	for range n {
+		a = a.Next()
+	}
+	return a
 }

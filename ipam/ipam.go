@@ -1,11 +1,9 @@
 package ipam
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -15,6 +13,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/ipam/lease"
 )
 
 // AddressSpace is what GetDefaultAddressSpaces answers, for local and global
@@ -31,9 +30,13 @@ type Ledger interface {
 	Propose(ctx context.Context, c cluster.Command) (cluster.Result, error)
 	// Registry returns the newest local copy, never nil, never changed.
 	Registry() *cluster.Registry
-	// Fresh reports whether the copy includes this run's own Hello.
+	// Fresh reports whether the copy includes this run's own Hello. Copies only
+	// get newer: one that is taken after Fresh said so includes it too.
 	Fresh() bool
-	// Subscribe returns a one-slot channel that is signalled on any change.
+	// Boot says what this host may believe of its own disk since the start.
+	Boot() cluster.Boot
+	// Subscribe returns a one-slot channel that is signalled on any change of
+	// the above.
 	Subscribe() <-chan struct{}
 }
 
@@ -46,12 +49,22 @@ type Config struct {
 	Ledger Ledger
 	Log    logrus.FieldLogger
 
-	// Routes lists the destinations in use on this host, without default
-	// routes: pools that the cluster picks avoid them.
+	// Routes lists the destinations in use on the hosts of the cluster, without
+	// default routes: pools that the cluster picks avoid them.
 	Routes func(ctx context.Context) ([]netip.Prefix, error)
-	// Recall asks another host to give up what it holds of a pool and does
-	// not use (its IPAM.Recalled).
-	Recall func(ctx context.Context, host cluster.HostID, pool cluster.PoolKey) error
+	// Recall asks another host to give back one address of a pool, or, with
+	// the zero address, what it does not use (its IPAM.Recalled). A
+	// *cluster.Refusal says why it keeps it; any other error, that it gave no
+	// answer.
+	Recall func(ctx context.Context, host cluster.HostID, pool cluster.PoolKey, addr netip.Addr) error
+	// Claimed returns what gossip heard another host claim of a block: a host
+	// that the cluster admits, and a claim of it that covers some address of
+	// the block (Claim.Overlaps).
+	Claimed func(pool cluster.PoolKey, block netip.Prefix) (cluster.HostID, cluster.Claim, bool)
+	// StillClaims asks a host whether it keeps any address that claim covers as
+	// its own, by whatever lease (its IPAM.Keeps). claim is what this host was
+	// granted.
+	StillClaims func(ctx context.Context, host cluster.HostID, claim cluster.Claim) (bool, error)
 	// Networked reports whether the network driver has a network on the pool
 	// here. Only addresses of such pools are swept.
 	Networked func(cluster.PoolKey) bool
@@ -69,11 +82,13 @@ const (
 	proposeTime = 5 * time.Second
 	backTime    = 3 * time.Second // of a proposal that nobody waits for
 	recallTime  = 2 * time.Second
-	keepTime    = 24 * time.Hour   // that a parked pool, or a block of a freed --ip, is kept for its return
-	openTime    = 30 * time.Second // within which Docker asks for the auxiliary addresses of a new network
-	startTime   = 10 * time.Second // from RequestAddress until the endpoint is known to the driver
-	orphanTime  = time.Minute      // that a pool of this host is unknown here before it is taken for the leftover of a lost answer
-	holdOff     = time.Minute      // without leasing ahead, after the cluster said Full or Recalled
+	claimTime   = time.Second             // in which a host must answer whether it keeps a block
+	trustTime   = 1500 * time.Millisecond // that a call waits for the disk to be trusted
+	keepTime    = lease.KeepTime          // that a parked pool, or a block of a freed --ip, is kept for its return
+	openTime    = 30 * time.Second        // within which Docker asks for the auxiliary addresses of a new network
+	startTime   = 10 * time.Second        // from RequestAddress until the endpoint is known to the driver
+	orphanTime  = time.Minute             // that a pool of this host is unknown here before it is taken for the leftover of a lost answer
+	holdOff     = time.Minute             // without leasing ahead, after the cluster said Full or Recalled
 )
 
 // IPAM answers the IpamDriver calls. Its methods are safe for concurrent use.
@@ -82,51 +97,68 @@ type IPAM struct {
 	store *store
 	kick  chan struct{} // one slot: wakes Run
 
-	mu       sync.Mutex // never held while a Config function, or Propose, is called
-	pools    map[cluster.PoolKey]*pool
-	returned map[uint64]bool               // leases given back in this run: a late reply or old copy must not revive them
-	orphans  map[cluster.PoolKey]time.Time // since when the cluster lists this host for a pool unknown here
-	turn     uint64                        // of the newest use
-	news     chan struct{}                 // closed when the registry changed
+	mu      sync.Mutex     // never held while a Config function, or Propose, is called
+	m       *lease.Machine // blocks and addresses; changed by its steps only
+	idle    *sync.Cond     // of mu: a step is done
+	pools   map[cluster.PoolKey]*pool
+	orphans map[cluster.PoolKey]time.Time // since when the cluster lists this host for a pool unknown here
+	news    chan struct{}                 // closed when the ledger changed
+	subs    []chan struct{}
+	suspect string // as told to subs
 }
 
 // pool is what this host knows of one pool. All but hold is guarded by IPAM.mu.
 type pool struct {
 	key  cluster.PoolKey
-	hold chan struct{} // one slot: taken by whoever proposes for the pool, so that one request is outstanding
+	hold chan struct{} // one slot: taken by whoever asks for a block of the pool, so that one request is outstanding
 
-	rec    *record // nil: this host is not attached
-	blocks map[uint64]block
-	used   map[netip.Addr]use
-	freed  map[netip.Addr]freed
-	pinned map[netip.Addr]bool // on their way to become gateway or reserved
+	*lease.Pool         // the machine's part
+	rec         *record // nil: this host is not attached
+	dead        map[netip.Addr]dead
 
 	leaving bool      // being given up: not to be used from the local copy
 	left    uint64    // index at which the host was detached; older copies do not count
 	opening int       // networks requested by Docker but not yet prepared by the driver
 	opened  time.Time // when Docker last spoke of one of those
-	peak    peak
 	quiet   time.Time // no leasing ahead before
+	secured time.Time // no leasing of what is in use without a lease before
 	problem string    // for status
+	alarms  []string  // for status: what should not be, newest last
 }
 
-// Open reads the state that an earlier run left in cfg.DB. Addresses can be
-// handed out at once; Run does the rest.
+// dead is a use without an endpoint.
+type dead struct {
+	turn  uint64
+	since time.Time
+}
+
+// Open reads the state that an earlier run left in cfg.DB. Run does the rest;
+// addresses are handed out as soon as the ledger's Boot has settled.
 func Open(cfg Config) (*IPAM, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
 	i := &IPAM{
-		cfg:      cfg,
-		store:    &store{db: cfg.DB},
-		kick:     make(chan struct{}, 1),
-		pools:    map[cluster.PoolKey]*pool{},
-		returned: map[uint64]bool{},
-		news:     make(chan struct{}),
+		cfg:   cfg,
+		store: &store{db: cfg.DB},
+		kick:  make(chan struct{}, 1),
+		pools: map[cluster.PoolKey]*pool{},
+		news:  make(chan struct{}),
 	}
-	if err := i.store.load(i.pool); err != nil {
+	i.idle = sync.NewCond(&i.mu)
+	records, disk, err := i.store.load()
+	if err != nil {
 		return nil, fmt.Errorf("open addresses: %w", err)
 	}
+	i.m = lease.Load(cfg.Host, disk)
+	for key := range disk.Pools {
+		i.pool(key)
+	}
+	for key, rec := range records {
+		i.pool(key).rec = &rec
+	}
+	i.m.Boot(cfg.Ledger.Boot())
+	i.suspect = i.m.Suspect()
 	return i, nil
 }
 
@@ -134,14 +166,7 @@ func Open(cfg Config) (*IPAM, error) {
 func (i *IPAM) pool(key cluster.PoolKey) *pool {
 	p, ok := i.pools[key]
 	if !ok {
-		p = &pool{
-			key:    key,
-			hold:   make(chan struct{}, 1),
-			blocks: map[uint64]block{},
-			used:   map[netip.Addr]use{},
-			freed:  map[netip.Addr]freed{},
-			pinned: map[netip.Addr]bool{},
-		}
+		p = &pool{key: key, hold: make(chan struct{}, 1), Pool: i.m.Pool(key), dead: map[netip.Addr]dead{}}
 		i.pools[key] = p
 	}
 	return p
@@ -177,6 +202,58 @@ func (i *IPAM) wake() {
 	}
 }
 
+// commit stores what a step wrote, and more, and then lets the step count. The
+// caller holds i.mu.
+func (i *IPAM) commit(s lease.Step, more ...op) error {
+	ops := append(opsOf(s.Writes), more...)
+	if len(ops) == 0 {
+		i.m.Done(s, nil)
+		return nil
+	}
+	err := i.store.commit(ops...)
+	i.done(s, err)
+	return err
+}
+
+// finish waits for the writes of an address step, and lets it count.
+func (i *IPAM) finish(s lease.Step, w *write) error {
+	err := i.store.wait(w)
+	i.mu.Lock()
+	i.done(s, err)
+	i.mu.Unlock()
+	i.wake()
+	return err
+}
+
+// done ends a step. The caller holds i.mu.
+func (i *IPAM) done(s lease.Step, err error) {
+	i.m.Done(s, err)
+	i.idle.Broadcast()
+	if slices.ContainsFunc(s.Writes, func(w lease.Write) bool { return w.Lease != 0 }) {
+		i.tell()
+	}
+}
+
+// Subscribe returns a one-slot channel that is signalled when Claims or Suspect
+// have changed.
+func (i *IPAM) Subscribe() <-chan struct{} {
+	ch := make(chan struct{}, 1)
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.subs = append(i.subs, ch)
+	return ch
+}
+
+// tell signals the subscribers. The caller holds i.mu.
+func (i *IPAM) tell() {
+	for _, ch := range i.subs {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
+}
+
 func (i *IPAM) propose(ctx context.Context, c cluster.Command) (cluster.Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, proposeTime)
 	defer cancel()
@@ -192,121 +269,14 @@ func refused(err error, codes ...cluster.Code) (*cluster.Refusal, bool) {
 	return nil, false
 }
 
-// definition returns the newest that is known of an attached pool: from the
-// registry's copy, or from the answer to the host's own newer command. The
-// caller holds i.mu.
-func (i *IPAM) definition(p *pool) cluster.Pool {
-	if p.rec == nil {
-		return cluster.Pool{Key: p.key}
-	}
-	r := i.cfg.Ledger.Registry()
-	if def, ok := r.Pools[p.key]; ok && r.Index >= p.rec.Index {
-		return def
-	}
-	return p.rec.Pool
+func isRefusal(err error) bool {
+	var r *cluster.Refusal
+	return errors.As(err, &r)
 }
 
-// learn stores what an own command made of the pool. The caller holds i.mu.
-func (i *IPAM) learn(p *pool, res cluster.Result) error {
-	rec := *p.rec
-	if res.Index > rec.Index {
-		rec.Pool, rec.Index = res.Pool, res.Index
-	}
-	return i.record(p, rec)
-}
-
-// record stores and then sets the pool's record. The caller holds i.mu.
-func (i *IPAM) record(p *pool, rec record) error {
-	if err := i.store.commit(put(poolBucket, poolKey(p.key), rec)); err != nil {
-		return err
-	}
-	p.rec = &rec
-	return nil
-}
-
-// scope returns the choice that a pool offers within a range; the whole pool
-// when the range is invalid. The caller holds i.mu.
-func (i *IPAM) scope(p *pool, within netip.Prefix) scope {
-	def := i.definition(p)
-	if !within.IsValid() {
-		within = p.key.Prefix
-	}
-	return scope{pool: p.key.Prefix, within: within, gateway: def.Gateway, reserved: def.Reserved}
-}
-
-// active lists the blocks that addresses may be chosen from, by address; those
-// leased for one --ip only when exact is set.
-func (p *pool) active(exact bool) []netip.Prefix {
-	var out []netip.Prefix
-	for _, b := range p.sorted() {
-		if !b.Draining && (exact || !b.Exact) {
-			out = append(out, b.Prefix)
-		}
-	}
-	return out
-}
-
-func (p *pool) sorted() []block {
-	return slices.SortedFunc(maps.Values(p.blocks), compareBlocks)
-}
-
-// covering returns the block that an address lies in.
-func (p *pool) covering(a netip.Addr) (block, bool) {
-	for _, b := range p.blocks {
-		if b.Prefix.Contains(a) {
-			return b, true
-		}
-	}
-	return block{}, false
-}
-
-func (p *pool) taken(a netip.Addr) bool {
-	_, used := p.used[a]
-	return used || p.pinned[a]
-}
-
-// empty reports whether no address of a block is in use.
-func (p *pool) empty(b block) bool {
-	for a := range p.used {
-		if b.Prefix.Contains(a) {
-			return false
-		}
-	}
-	for a := range p.pinned {
-		if b.Prefix.Contains(a) {
-			return false
-		}
-	}
-	return true
-}
-
-// ranges lists what the Docker networks here choose addresses from: their
-// --ip-range, or the whole pool as an invalid prefix.
-func (p *pool) ranges() []netip.Prefix {
-	var out []netip.Prefix
-	for id, n := range p.rec.Uses {
-		if pid, err := parsePoolID(id); err == nil && n > 0 && !slices.Contains(out, pid.within) {
-			out = append(out, pid.within)
-		}
-	}
-	slices.SortFunc(out, func(a, b netip.Prefix) int {
-		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
-	})
-	return out
-}
-
-func (p *pool) parked() bool { return p.rec != nil && p.rec.uses() == 0 }
-
-// creating reports whether Docker is in the middle of making a network on the
-// pool: what it requests now are gateway and auxiliary addresses.
-func (p *pool) creating(now time.Time) bool {
-	return p.opening > 0 && now.Sub(p.opened) < openTime
-}
-
-func (i *IPAM) networked(key cluster.PoolKey) bool {
-	return i.cfg.Networked != nil && i.cfg.Networked(key)
-}
-
-func (i *IPAM) live(p *pool, a netip.Addr) bool {
-	return i.cfg.Live != nil && i.cfg.Live(p.key, a)
+// copy returns the registry, and whether it includes this run's Hello. The
+// order of the two questions matters: the copy may become fresh in between.
+func (i *IPAM) copy() (*cluster.Registry, bool) {
+	fresh := i.cfg.Ledger.Fresh()
+	return i.cfg.Ledger.Registry(), fresh
 }

@@ -79,7 +79,7 @@ func (i *IPAM) freeDead(ctx context.Context, p *pool) error {
 	var errs []error
 	for _, u := range i.Used(p.key) {
 		i.mu.Lock()
-		starting := i.starting(p.used[u.Addr])
+		starting := i.starting(p.Used[u.Addr])
 		i.mu.Unlock()
 		if !starting && !i.live(p, u.Addr) {
 			errs = append(errs, i.Free(ctx, p.key, u.Addr))
@@ -117,7 +117,7 @@ func (i *IPAM) giveUpOne(ctx context.Context, p *pool) error {
 	// A parked pool without blocks and with a network has another IPAM.
 	networked := i.networked(p.key)
 	i.mu.Lock()
-	held := p.rec != nil && (!p.parked() || networked && len(p.blocks) == 0)
+	held := p.rec != nil && (!p.parked() || networked && len(p.Blocks) == 0)
 	i.mu.Unlock()
 	if held {
 		return fmt.Errorf("give up pool %s: a network of this host is on it: %w", p.key, errInUse)
@@ -144,12 +144,12 @@ func (i *IPAM) leave(ctx context.Context, p *pool, uses int) error {
 	case p.rec.uses() > uses:
 		i.mu.Unlock()
 		return fmt.Errorf("give up pool %s: a network of this host is on it: %w", p.key, errInUse)
-	case len(p.used) > 0 || len(p.pinned) > 0:
+	case len(p.Used) > 0 || len(p.Pinned) > 0:
 		err := fmt.Errorf("give up pool %s: %s: %w", p.key, i.userList(p), errInUse)
 		i.mu.Unlock()
 		return err
 	}
-	if err := i.drain(p, p.sorted()); err != nil {
+	if err := i.drain(p, slices.Collect(maps.Keys(p.Blocks))); err != nil {
 		i.mu.Unlock()
 		return err
 	}
@@ -178,22 +178,17 @@ func (i *IPAM) leave(ctx context.Context, p *pool, uses int) error {
 
 // unrecord forgets that the host is attached. The caller holds i.mu.
 func (i *IPAM) unrecord(p *pool) error {
-	ops := []op{del(poolBucket, poolKey(p.key))}
-	for a := range p.freed {
-		ops = append(ops, del(freedBucket, addrKey(p.key, a)))
-	}
-	if err := i.store.commit(ops...); err != nil {
+	if err := i.commit(i.m.Unremember(p.key), del(poolBucket, poolKey(p.key))); err != nil {
 		return err
 	}
-	p.rec, p.problem = nil, ""
-	clear(p.freed)
+	p.rec, p.problem, p.alarms = nil, "", nil
 	return nil
 }
 
 // userList names up to three users of a pool's addresses. The caller holds i.mu.
 func (i *IPAM) userList(p *pool) string {
 	s := ""
-	for n, a := range slices.SortedFunc(maps.Keys(p.used), netip.Addr.Compare) {
+	for n, a := range slices.SortedFunc(maps.Keys(p.Used), netip.Addr.Compare) {
 		if n == 3 {
 			return s + " and others are in use"
 		}
@@ -201,7 +196,7 @@ func (i *IPAM) userList(p *pool) string {
 			s += ", "
 		}
 		s += a.String()
-		if name := p.used[a].Name; name != "" {
+		if name := p.Used[a].Name; name != "" {
 			s += " (" + name + ")"
 		}
 	}

@@ -227,7 +227,7 @@ func (i *IPAM) makeRoom(ctx context.Context, space string, prefix netip.Prefix) 
 		if p, ok := i.find(key); ok && i.giveUp(ctx, p) == nil {
 			moved = true
 		}
-		if i.recall(ctx, key, holders(r, key)) {
+		if i.recallAll(ctx, key, holders(r, key)) {
 			moved = true
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	docker "github.com/docker/go-plugins-helpers/ipam"
 
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/ipam/lease"
 )
 
 // Keys of Docker's own in the options of the calls.
@@ -111,7 +112,7 @@ func parsePoolRequest(req *docker.RequestPoolRequest) (poolRequest, error) {
 		if r.within, err = parseSubnet("--ip-range", req.SubPool, req.V6); err != nil {
 			return r, err
 		}
-		if common(prefix, r.within) != r.within {
+		if lease.Common(prefix, r.within) != r.within {
 			return r, fmt.Errorf("--ip-range %s: is not part of --subnet %s", r.within, prefix)
 		}
 		if r.within == prefix {

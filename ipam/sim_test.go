@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/ipam/lease"
 )
 
 // sim is a cluster whose hosts start and stop containers, crash between any
@@ -82,11 +83,11 @@ func (s *sim) step() {
 		s.pass(keepTime)
 	default:
 		if h.cfg.Ledger.Fresh() {
-			h.reconcile(h.cfg.Ledger.Registry())
+			h.reconcile(s.t.Context(), h.cfg.Ledger.Registry())
 			_ = h.maintain(s.t.Context()) // refused, out of reach or crashed: it tries again
 		}
 		if !h.down {
-			h.sweep(s.t.Context())
+			h.sweep()
 		}
 	}
 }
@@ -149,7 +150,7 @@ func (s *sim) run(h *host, e *engine, n *simNetwork) {
 		s.t.Fatalf("%s given to %s, while %s has it", key, who, other)
 	}
 	r := s.log.Registry()
-	if p := r.Pools[keyOf(n.id)]; a == p.Gateway || slices.Contains(p.Reserved, a) || edge(p.Key.Prefix, a) && p.Key.Prefix.IsValid() {
+	if p := r.Pools[keyOf(n.id)]; a == p.Gateway || slices.Contains(p.Reserved, a) || lease.Edge(p.Key.Prefix, a) && p.Key.Prefix.IsValid() {
 		s.t.Fatalf("%s given to %s is not for endpoints: %+v", a, who, p)
 	}
 	s.owner[key] = who
@@ -252,7 +253,7 @@ func (s *sim) settle() {
 	}
 	for range 4 {
 		for _, h := range s.hosts {
-			h.sweep(s.t.Context())
+			h.sweep()
 			h.work()
 		}
 		s.pass(keepTime)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -12,15 +13,16 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/ipam/lease"
 )
 
 // The buckets, all below "ipam".
 const (
 	root        = "ipam"
 	poolBucket  = "pools"  // PoolKey text → record
-	blockBucket = "blocks" // lease, 8 bytes big endian → block
-	usedBucket  = "used"   // PoolKey text, NUL, address bytes → use
-	freedBucket = "freed"  // the same → freed
+	blockBucket = "blocks" // lease, 8 bytes big endian → lease.Block
+	usedBucket  = "used"   // PoolKey text, NUL, address bytes → lease.Use
+	freedBucket = "freed"  // the same → lease.Freed
 )
 
 // record is a pool that this host is attached to.
@@ -38,15 +40,6 @@ func (r record) uses() int {
 		n += k
 	}
 	return n
-}
-
-// use is an address in use.
-type use struct {
-	Name  string    `json:"name,omitempty"`
-	Since time.Time `json:"since"`
-
-	turn uint64    // tells one use of an address from the next; 0: from an earlier run
-	dead time.Time // since when no endpoint was seen, for the sweep
 }
 
 // op is one change of the store: a value put, or with a nil value deleted.
@@ -137,78 +130,82 @@ func (s *store) wait(w *write) error {
 
 func (s *store) commit(ops ...op) error { return s.wait(s.enqueue(ops...)) }
 
+// opsOf turns the writes of a step into changes of the store.
+func opsOf(writes []lease.Write) []op {
+	var ops []op
+	for _, w := range writes {
+		switch {
+		case w.Lease != 0 && w.Block != nil:
+			ops = append(ops, put(blockBucket, blockKey(w.Lease), *w.Block))
+		case w.Lease != 0:
+			ops = append(ops, del(blockBucket, blockKey(w.Lease)))
+		default:
+			key := addrKey(w.Pool, w.Addr)
+			ops = append(ops, putOrDelete(usedBucket, key, w.Used), putOrDelete(freedBucket, key, w.Freed))
+		}
+	}
+	return ops
+}
+
+func putOrDelete[V any](bucket string, key []byte, v *V) op {
+	if v == nil {
+		return del(bucket, key)
+	}
+	return put(bucket, key, *v)
+}
+
 // load makes the buckets and reads what an earlier run left.
-func (s *store) load(pool func(cluster.PoolKey) *pool) error {
-	return s.db.Update(func(tx *bbolt.Tx) error {
+func (s *store) load() (records map[cluster.PoolKey]record, disk lease.Disk, err error) {
+	records = map[cluster.PoolKey]record{}
+	err = s.db.Update(func(tx *bbolt.Tx) error {
 		top, err := tx.CreateBucketIfNotExists([]byte(root))
 		if err != nil {
 			return err
 		}
-		read := func(bucket string, fn func(k, v []byte) error) error {
-			b, err := top.CreateBucketIfNotExists([]byte(bucket))
-			if err != nil {
+		return errors.Join(
+			read(top, poolBucket, func(k []byte, r record) error {
+				var key cluster.PoolKey
+				err := key.UnmarshalText(k)
+				records[key] = r
 				return err
-			}
-			err = b.ForEach(fn)
-			if err != nil {
-				return fmt.Errorf("read bucket %s: %w", bucket, err)
-			}
-			return nil
-		}
-		err = read(poolBucket, func(k, v []byte) error {
-			var key cluster.PoolKey
-			var r record
-			if err := key.UnmarshalText(k); err != nil {
+			}),
+			read(top, blockBucket, func(k []byte, b lease.Block) error {
+				b.Lease = binary.BigEndian.Uint64(k)
+				disk.Shelf(b.Pool).Blocks[b.Lease] = b
+				return nil
+			}),
+			read(top, usedBucket, func(k []byte, u lease.Use) error {
+				p, a, err := splitKey(k)
+				disk.Shelf(p).Used[a] = u
 				return err
-			}
-			if err := json.Unmarshal(v, &r); err != nil {
+			}),
+			read(top, freedBucket, func(k []byte, f lease.Freed) error {
+				p, a, err := splitKey(k)
+				disk.Shelf(p).Freed[a] = f
 				return err
-			}
-			pool(key).rec = &r
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		err = read(blockBucket, func(k, v []byte) error {
-			b := block{Lease: binary.BigEndian.Uint64(k)}
-			if err := json.Unmarshal(v, &b); err != nil {
-				return err
-			}
-			pool(b.Pool).blocks[b.Lease] = b
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		err = read(usedBucket, func(k, v []byte) error {
-			p, a, err := splitKey(k)
-			if err != nil {
-				return err
-			}
-			var u use
-			if err := json.Unmarshal(v, &u); err != nil {
-				return err
-			}
-			pool(p).used[a] = u
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		return read(freedBucket, func(k, v []byte) error {
-			p, a, err := splitKey(k)
-			if err != nil {
-				return err
-			}
-			var f freed
-			if err := json.Unmarshal(v, &f); err != nil {
-				return err
-			}
-			pool(p).freed[a] = f
-			return nil
-		})
+			}),
+		)
 	})
+	return records, disk, err
+}
+
+// read decodes all values of a bucket.
+func read[V any](top *bbolt.Bucket, bucket string, each func(k []byte, v V) error) error {
+	b, err := top.CreateBucketIfNotExists([]byte(bucket))
+	if err != nil {
+		return err
+	}
+	err = b.ForEach(func(k, v []byte) error {
+		var value V
+		if err := json.Unmarshal(v, &value); err != nil {
+			return err
+		}
+		return each(k, value)
+	})
+	if err != nil {
+		return fmt.Errorf("read bucket %s: %w", bucket, err)
+	}
+	return nil
 }
 
 func splitKey(k []byte) (key cluster.PoolKey, a netip.Addr, err error) {

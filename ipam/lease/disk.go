@@ -27,13 +27,7 @@ func (b Block) Covers(a netip.Addr) bool {
 
 // Claim is the block as the host speaks of it to others.
 func (b Block) Claim() cluster.Claim {
-	return cluster.Claim{Lease: b.Lease, Pool: b.Pool, Block: b.Prefix}
-}
-
-// equal compares all fields.
-func (b Block) equal(o Block) bool {
-	return b.Lease == o.Lease && b.Pool == o.Pool && b.Prefix == o.Prefix && b.Draining == o.Draining &&
-		b.Exact == o.Exact && slices.Equal(b.Holes, o.Holes)
+	return cluster.Lease{ID: b.Lease, Pool: b.Pool, Block: b.Prefix, Without: b.Holes}.Claim()
 }
 
 // with returns the block with more holes.

@@ -11,7 +11,8 @@
 //  1. s := m.Drain(...), or any other step;
 //  2. s.Writes go to disk, all or none of them ([Disk.Apply] says what they
 //     mean), in the order in which the steps were decided;
-//  3. m.Done(s, err) makes them count, or drops them;
+//  3. m.Done(s, err) makes them count, or drops them; until then other steps
+//     leave alone what this one is about;
 //  4. only then s.Send leaves, and whoever asked is answered.
 //
 // A crash may come between any two of these. What is on disk then is all that

@@ -39,6 +39,9 @@ func (m *Machine) keep(b Block, others []Block, contest *Contest) (Step, error) 
 	if m.Returned[b.Lease] {
 		return Step{}, fmt.Errorf("keep %s: it was given back since", b)
 	}
+	if p.moving[b.Lease] {
+		return Step{}, fmt.Errorf("keep %s: %w", b, ErrBusy)
+	}
 	if known, ok := p.Blocks[b.Lease]; ok {
 		if known.Draining {
 			return Step{}, fmt.Errorf("keep %s: it is being given back", b)
@@ -46,15 +49,15 @@ func (m *Machine) keep(b Block, others []Block, contest *Contest) (Step, error) 
 		return Step{}, nil
 	}
 	for _, other := range others {
-		if other.Pool == b.Pool && overlap(other, b) {
+		if other.Claim().Overlaps(b.Claim()) {
 			return Step{}, fmt.Errorf("keep %s: overlaps %s, which this host holds", b, other)
 		}
 	}
 	if contest != nil {
 		b.Draining = true
-		return Step{Writes: []Write{write(b)}, Send: []cluster.Command{releaseOf(b, netip.Addr{})}, Dropped: []Block{b}}, contest
+		return Step{Writes: []Write{m.write(b)}, Send: []cluster.Command{releaseOf(b, netip.Addr{})}, Dropped: []Block{b}}, contest
 	}
-	return Step{Writes: []Write{write(b)}, Taken: []Block{b}}, nil
+	return Step{Writes: []Write{m.write(b)}, Taken: []Block{b}}, nil
 }
 
 // Claims lists the active blocks, by number: what this host says to others
@@ -72,15 +75,15 @@ func (m *Machine) Claims() []cluster.Claim {
 	return out
 }
 
-// Keeps reports whether an active block covers some address of a prefix: the
+// Keeps reports whether an active block covers some address of a claim: the
 // answer to another host that was granted it.
-func (m *Machine) Keeps(pool cluster.PoolKey, block netip.Prefix) bool {
-	p, ok := m.Pools[pool]
+func (m *Machine) Keeps(claim cluster.Claim) bool {
+	p, ok := m.Pools[claim.Pool]
 	if !ok {
 		return false
 	}
 	for _, b := range p.Blocks {
-		if !b.Draining && overlap(b, Block{Prefix: block}) {
+		if !b.Draining && b.Claim().Overlaps(claim) {
 			return true
 		}
 	}

@@ -12,10 +12,10 @@ import (
 )
 
 // Machine is one host's address blocks. It is not safe for concurrent use:
-// whoever drives it holds a lock over each call. The lock may be released
-// between an address step (Allocate, Take, Renew, Free, Adopt) and its Done,
-// and is kept between every other step and its Done. The exported fields are
-// the whole state; production reads them, and changes them by steps only.
+// whoever drives it holds a lock over each call, but need not hold it between
+// a step and its Done: what a step is about is busy until then, and other steps
+// leave it alone. The exported fields are its state; production reads them, and
+// changes them by steps only.
 type Machine struct {
 	Host cluster.HostID
 
@@ -57,6 +57,7 @@ type Pool struct {
 	Pinned map[netip.Addr]bool // on their way to become gateway or reserved: not for endpoints
 	Peak   Peak
 	busy   map[netip.Addr]bool // in a step that is not done
+	moving map[uint64]bool     // blocks in such a step
 }
 
 // Step is what a machine decided.
@@ -110,7 +111,7 @@ func Load(host cluster.HostID, d Disk) *Machine {
 }
 
 func newPool(s *Shelf) *Pool {
-	return &Pool{Shelf: s, Pinned: map[netip.Addr]bool{}, busy: map[netip.Addr]bool{}}
+	return &Pool{Shelf: s, Pinned: map[netip.Addr]bool{}, busy: map[netip.Addr]bool{}, moving: map[uint64]bool{}}
 }
 
 // Disk returns a copy of what is on disk, as far as steps are Done.
@@ -144,6 +145,8 @@ func (m *Machine) Done(s Step, err error) {
 		p := m.Pool(w.Pool)
 		if w.Lease == 0 {
 			delete(p.busy, w.Addr)
+		} else {
+			delete(p.moving, w.Lease)
 		}
 		if err != nil {
 			continue
@@ -217,7 +220,11 @@ func (m *Machine) find(lease uint64) (Block, bool) {
 	return Block{}, false
 }
 
-func write(b Block) Write { return Write{Lease: b.Lease, Block: &b, Pool: b.Pool} }
+// write makes a block's new value part of a step.
+func (m *Machine) write(b Block) Write {
+	m.Pool(b.Pool).moving[b.Lease] = true
+	return Write{Lease: b.Lease, Block: &b, Pool: b.Pool}
+}
 
 // Sorted lists the blocks of a pool by address, then by number.
 func (p *Pool) Sorted() []Block {
@@ -253,6 +260,10 @@ func (p *Pool) Empty(b Block) bool {
 	return true
 }
 
+// Usable reports whether addresses are handed out of a block: it is active, and
+// not in a step.
+func (p *Pool) Usable(b Block) bool { return !b.Draining && !p.moving[b.Lease] }
+
 // addrs yields what a block covers, upwards. Blocks are small.
 func (b Block) addrs() func(func(netip.Addr) bool) {
 	return func(yield func(netip.Addr) bool) {
@@ -264,27 +275,11 @@ func (b Block) addrs() func(func(netip.Addr) bool) {
 	}
 }
 
-// overlap reports whether both blocks cover some address.
-func overlap(a, b Block) bool {
-	if !a.Prefix.Overlaps(b.Prefix) {
-		return false
-	}
-	if len(a.Holes)+len(b.Holes) == 0 {
-		return true
-	}
-	if a.Prefix.Bits() < b.Prefix.Bits() {
-		a, b = b, a
-	}
-	for x := range a.addrs() {
-		if b.Covers(x) {
-			return true
-		}
-	}
-	return false
-}
-
 func inside(pool, block netip.Prefix) bool {
 	return block.IsValid() && block == block.Masked() && pool.Bits() <= block.Bits() && pool.Contains(block.Addr())
 }
 
 func (b Block) String() string { return fmt.Sprintf("block %s of lease %d", b.Prefix, b.Lease) }
+
+// Busy reports whether an address is in a step that is not done.
+func (p *Pool) Busy(a netip.Addr) bool { return p.busy[a] }

@@ -56,7 +56,7 @@ func (p Peak) Value() int { return max(p.now, p.last) }
 // Active lists the blocks that addresses may be chosen from, by address; those
 // leased for one --ip only when exact is set.
 func (p *Pool) Active(exact bool) []Block {
-	return slices.DeleteFunc(p.Sorted(), func(b Block) bool { return b.Draining || b.Exact && !exact })
+	return slices.DeleteFunc(p.Sorted(), func(b Block) bool { return !p.Usable(b) || b.Exact && !exact })
 }
 
 // Want is how many addresses to lease next.
@@ -95,7 +95,7 @@ func (p *Pool) Surplus(scopes []Scope, holders int, now time.Time) []uint64 {
 	var out []uint64
 	keep := p.Active(false)
 	for _, b := range slices.Backward(p.Sorted()) {
-		if b.Draining || !p.Empty(b) {
+		if !p.Usable(b) || !p.Empty(b) {
 			continue
 		}
 		patience := CoolDown

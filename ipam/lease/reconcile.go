@@ -18,7 +18,7 @@ func (m *Machine) Unknown(r *cluster.Registry) []cluster.Lease {
 			continue
 		}
 		if p, ok := m.Pools[l.Pool]; ok {
-			if _, known := p.Blocks[id]; known {
+			if _, known := p.Blocks[id]; known || p.moving[id] {
 				continue
 			}
 		}
@@ -45,6 +45,7 @@ func (m *Machine) Reconcile(r *cluster.Registry, contests map[uint64]Contest) (S
 		for _, b := range m.Pools[key].Sorted() {
 			l, held := r.Leases[b.Lease]
 			switch held = held && l.Holder == m.Host; {
+			case m.Pools[key].moving[b.Lease]: // settled by the next one
 			case held:
 				delete(m.Unproven, b.Lease)
 				s.add(m.rehole(b, l, r.Index))
@@ -98,7 +99,7 @@ func (m *Machine) rehole(b Block, l cluster.Lease, index uint64) Step {
 		}
 	}
 	if len(more) > 0 {
-		s.Writes = append(s.Writes, write(b.with(more...)))
+		s.Writes = append(s.Writes, m.write(b.with(more...)))
 		for _, a := range more {
 			m.Told[Hole{b.Lease, a}] = max(index, 1)
 		}

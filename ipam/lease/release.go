@@ -27,6 +27,7 @@ func (m *Machine) Drain(pool cluster.PoolKey, leases ...uint64) (Step, error) {
 		return s, err
 	}
 	p := m.Pool(pool)
+	var blocks []Block
 	for _, id := range leases {
 		b, ok := p.Blocks[id]
 		if !ok || b.Draining {
@@ -35,8 +36,14 @@ func (m *Machine) Drain(pool cluster.PoolKey, leases ...uint64) (Step, error) {
 		if !p.Empty(b) {
 			return Step{}, fmt.Errorf("give back %s: %w", b, ErrInUse)
 		}
+		if p.moving[id] {
+			return Step{}, fmt.Errorf("give back %s: %w", b, ErrBusy)
+		}
+		blocks = append(blocks, b)
+	}
+	for _, b := range blocks {
 		b.Draining = true
-		s.Writes = append(s.Writes, write(b))
+		s.Writes = append(s.Writes, m.write(b))
 		s.Send = append(s.Send, releaseOf(b, netip.Addr{}))
 	}
 	return s, nil
@@ -57,6 +64,8 @@ func (m *Machine) Carve(pool cluster.PoolKey, scope Scope, a netip.Addr) (Step, 
 		return Step{}, nil // not ours, or on its way
 	case p.Taken(a):
 		return Step{}, fmt.Errorf("give back address %s: %w", a, ErrInUse)
+	case p.moving[b.Lease]:
+		return Step{}, fmt.Errorf("give back address %s: %w", a, ErrBusy)
 	}
 	left := false
 	for x := range b.addrs() {
@@ -65,11 +74,12 @@ func (m *Machine) Carve(pool cluster.PoolKey, scope Scope, a netip.Addr) (Step, 
 	if !left {
 		return m.Drain(pool, b.Lease)
 	}
-	return Step{Writes: []Write{write(b.with(a)), {Pool: pool, Addr: a}}, Send: []cluster.Command{releaseOf(b, a)}}, nil
+	return Step{Writes: []Write{m.write(b.with(a)), {Pool: pool, Addr: a}}, Send: []cluster.Command{releaseOf(b, a)}}, nil
 }
 
 // Releases lists what is stored as given back, and not known to have reached
-// the cluster: to be sent, again if need be.
+// the cluster: to be sent, again if need be. What turned out to be in use is
+// left out: it is never handed out again, but not given to others either.
 func (m *Machine) Releases(pool cluster.PoolKey) []cluster.Command {
 	p, ok := m.Pools[pool]
 	if !ok {
@@ -78,11 +88,13 @@ func (m *Machine) Releases(pool cluster.PoolKey) []cluster.Command {
 	var out []cluster.Command
 	for _, b := range p.Sorted() {
 		if b.Draining {
-			out = append(out, releaseOf(b, netip.Addr{}))
+			if p.Empty(b) {
+				out = append(out, releaseOf(b, netip.Addr{}))
+			}
 			continue
 		}
 		for _, a := range b.Holes {
-			if m.Told[Hole{b.Lease, a}] == 0 {
+			if m.Told[Hole{b.Lease, a}] == 0 && !p.Taken(a) {
 				out = append(out, releaseOf(b, a))
 			}
 		}
@@ -99,8 +111,8 @@ func (m *Machine) released(r cluster.Release, index uint64) Step {
 	case r.Addr.IsValid():
 		m.Told[Hole{r.Lease, r.Addr}] = max(1, index)
 		return Step{}
-	case !b.Draining:
-		return Step{} // not what this run asked for
+	case !b.Draining || m.Pool(b.Pool).moving[b.Lease]:
+		return Step{} // not what this run asked for, or done already
 	}
 	return m.forget(b)
 }
@@ -108,6 +120,7 @@ func (m *Machine) released(r cluster.Release, index uint64) Step {
 // forget drops a block, and the memory of its free addresses.
 func (m *Machine) forget(b Block) Step {
 	p := m.Pool(b.Pool)
+	p.moving[b.Lease] = true
 	s := Step{Writes: []Write{{Lease: b.Lease, Pool: b.Pool}}}
 	for a := range b.addrs() {
 		if _, had := p.Freed[a]; had && !p.Taken(a) {

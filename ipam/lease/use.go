@@ -44,7 +44,7 @@ func (m *Machine) Take(pool cluster.PoolKey, a netip.Addr, name string, now time
 	switch b, ok := p.Covering(a); {
 	case !ok || b.Draining:
 		return Step{}, ErrUncovered
-	case p.busy[a]:
+	case p.busy[a] || p.moving[b.Lease]:
 		return Step{}, ErrBusy
 	case used || p.Pinned[a]:
 		return Step{}, ErrInUse
@@ -66,8 +66,12 @@ func (m *Machine) Renew(pool cluster.PoolKey, a netip.Addr, turn uint64, name st
 	if u, ok := p.Used[a]; !ok || u.Turn != turn {
 		return Step{}, ErrInUse
 	}
-	if b, ok := p.Covering(a); !ok || b.Draining {
+	b, ok := p.Covering(a)
+	switch {
+	case !ok || b.Draining:
 		return Step{}, ErrUncovered
+	case p.moving[b.Lease]:
+		return Step{}, ErrBusy
 	}
 	return m.mark(pool, a, name, now), nil
 }
@@ -96,6 +100,18 @@ func (m *Machine) Adopt(pool cluster.PoolKey, a netip.Addr, name string, now tim
 		return Step{}, false
 	}
 	return m.mark(pool, a, name, now), true
+}
+
+// Unremember drops the memory of who had the free addresses of a pool.
+func (m *Machine) Unremember(pool cluster.PoolKey) Step {
+	var s Step
+	p := m.Pool(pool)
+	for _, a := range slices.SortedFunc(maps.Keys(p.Freed), netip.Addr.Compare) {
+		if !p.Taken(a) {
+			s.Writes = append(s.Writes, Write{Pool: pool, Addr: a})
+		}
+	}
+	return s
 }
 
 func (m *Machine) mark(pool cluster.PoolKey, a netip.Addr, name string, now time.Time) Step {
