@@ -1,7 +1,8 @@
 // Command bench measures, side by side in interleaved rounds on one lab of two
 // hosts, the plain host path, Docker's Swarm overlay, and isthmus in both attach
-// kinds: TCP throughput and TCP request-response times. It prints medians and
-// their ratios; absolute figures of a shared machine mean little.
+// kinds: TCP throughput, TCP request-response times, and the processor time that
+// a packet costs. It prints medians and their ratios; absolute figures of a
+// shared machine mean little.
 package main
 
 import (
@@ -10,6 +11,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -43,6 +45,7 @@ type path struct {
 	name string
 	ask  func(ctx context.Context, args ...string) (string, error) // runs box on host 2's end
 	addr string                                                    // of host 1's end
+	ends [2]end
 	mbit []float64
 	p50  []float64
 	p99  []float64
@@ -78,6 +81,9 @@ func run(ctx context.Context, rounds, streams int, length time.Duration, plugin 
 		}
 	}
 	show(paths)
+	if err := showCosts(paths); err != nil {
+		return err
+	}
 	return starts(ctx, l, rounds)
 }
 
@@ -103,32 +109,46 @@ func prepare(ctx context.Context, l *lab.Lab, plugin string) ([]*path, error) {
 			}
 		}
 	}
-	serve := l.Host(1).Command(ctx, "box", "serve")
-	if err := serve.Start(); err != nil {
-		return nil, err
+	var inside [2]string // what is to be seen of hosts 2 and 1 in /proc
+	for i, h := range []*lab.Host{l.Host(2), l.Host(1)} {
+		serve := h.Command(ctx, "box", "serve")
+		if err := serve.Start(); err != nil {
+			return nil, err
+		}
+		inside[i] = fmt.Sprintf("/proc/%d", serve.Process.Pid)
 	}
 	paths := []*path{{
 		name: "plain host path", addr: l.Host(1).IP().String(),
+		ends: [2]end{{inside[0] + "/ns/net", l.Host(2).IP()}, {inside[1] + "/ns/net", l.Host(1).IP()}},
 		ask: func(ctx context.Context, args ...string) (string, error) {
 			return l.Host(2).Exec(ctx, append([]string{"box"}, args...)...)
 		},
 	}}
 	for _, network := range []string{"overlay", "by-macvlan", "by-bridge"} {
-		if _, err := l.Host(1).Docker(ctx, "run", "-d", "--name", "serve-"+network, "--network", network, lab.Image, "box", "serve"); err != nil {
-			return nil, err
-		}
-		if _, err := l.Host(2).Docker(ctx, "run", "-d", "--name", "ask-"+network, "--network", network, lab.Image, "box", "serve"); err != nil {
-			return nil, err
-		}
-		addr, err := l.Host(1).Docker(ctx, "inspect", "-f", "{{(index .NetworkSettings.Networks \""+network+"\").IPAddress}}", "serve-"+network)
-		if err != nil {
-			return nil, err
+		var ends [2]end
+		for i, at := range []struct {
+			host *lab.Host
+			name string
+		}{{l.Host(2), "ask-" + network}, {l.Host(1), "serve-" + network}} {
+			if _, err := at.host.Docker(ctx, "run", "-d", "--name", at.name, "--network", network, lab.Image, "box", "serve"); err != nil {
+				return nil, err
+			}
+			out, err := at.host.Docker(ctx, "inspect", "-f", "{{.NetworkSettings.SandboxKey}} {{(index .NetworkSettings.Networks \""+network+"\").IPAddress}}", at.name)
+			if err != nil {
+				return nil, err
+			}
+			sandbox, addr, _ := strings.Cut(strings.TrimSpace(out), " ")
+			// Seen from here, the host's symbolic link /var/run would lead to this machine's /run.
+			ends[i].space = inside[i] + "/root" + strings.TrimPrefix(sandbox, "/var")
+			if ends[i].addr, err = netip.ParseAddr(addr); err != nil {
+				return nil, err
+			}
 		}
 		name := "isthmus vxlan, " + strings.TrimPrefix(network, "by-")
 		if network == "overlay" {
 			name = "Docker's Swarm overlay"
 		}
-		paths = append(paths, &path{name: name, addr: strings.TrimSpace(addr),
+		paths = append(paths, &path{name: name, addr: ends[1].addr.String(), ends: ends,
 			ask: func(ctx context.Context, args ...string) (string, error) {
 				return l.Host(2).Docker(ctx, append([]string{"exec", "ask-" + network, "box"}, args...)...)
 			}})
@@ -173,6 +193,24 @@ func show(paths []*path) {
 	}
 	w.Flush()
 	fmt.Printf("medians of %d interleaved rounds\n", len(plain.mbit))
+}
+
+// showCosts measures and prints the processor time of each path.
+func showCosts(paths []*path) error {
+	var ends [][2]end
+	for _, p := range paths {
+		ends = append(ends, p.ends)
+	}
+	spent, err := costs(ends, 100)
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "path\tprocessor µs of a round trip\t/ overlay\t/ plain")
+	for i, p := range paths {
+		fmt.Fprintf(w, "%s\t%.1f\t%.2f\t%.2f\n", p.name, spent[i], spent[i]/spent[1], spent[i]/spent[0])
+	}
+	return w.Flush()
 }
 
 func median(v []float64) float64 {
