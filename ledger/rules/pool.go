@@ -239,6 +239,9 @@ func (d *draft) assignable(p cluster.Pool, a netip.Addr, host cluster.HostID) *c
 	if a.Is4() && prefix.Bits() < 31 && (numberOf(a) == s.first || numberOf(a) == s.last) {
 		return cluster.Refuse(cluster.OutOfRange, "address %s is the network or broadcast address of pool %s: choose another one", a, p.Key)
 	}
+	if a.Is6() && prefix.Bits() < 127 && numberOf(a) == s.first {
+		return cluster.Refuse(cluster.OutOfRange, "address %s stands for any router of pool %s (RFC 4291): choose another one", a, p.Key)
+	}
 	if a == p.Gateway {
 		return cluster.Refuse(cluster.Held, "address %s is the gateway of pool %s: choose another one", a, p.Key)
 	}

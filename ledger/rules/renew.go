@@ -109,7 +109,9 @@ func (d *draft) prove(host cluster.HostID, c cluster.Claim, known uint64) string
 	l := cluster.Lease{ID: c.Lease, Pool: c.Pool, Block: c.Block, Holder: host, Without: c.Given()}
 	if same := d.Leases[l.ID]; same.Holder == host && same.Pool == l.Pool && same.Block == l.Block {
 		// What either side knows to be given back is not the host's.
-		d.keep(without(same, l.Without...))
+		if less := without(same, l.Without...); !less.Equal(same) {
+			d.keep(less)
+		}
 		return ""
 	}
 	if why := d.unfit(l); why != "" {
