@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/isthmus-net/isthmus/cluster"
@@ -31,9 +32,17 @@ func newLog(t *testing.T, hosts ...string) *log {
 	return l
 }
 
+// drawn are the keys that were made before: making one takes long.
+var drawn sync.Map
+
 func key(name string) ed25519.PublicKey {
+	if k, ok := drawn.Load(name); ok {
+		return k.(ed25519.PublicKey)
+	}
 	seed := sha256.Sum256([]byte(name))
-	return ed25519.NewKeyFromSeed(seed[:]).Public().(ed25519.PublicKey)
+	k := ed25519.NewKeyFromSeed(seed[:]).Public().(ed25519.PublicKey)
+	drawn.Store(name, k)
+	return k
 }
 
 func id(name string) cluster.HostID { return cluster.HostIDOf(key(name)) }
