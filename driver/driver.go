@@ -53,6 +53,11 @@ type Addresses interface {
 	LeaseOf(cluster.PoolKey, netip.Addr) uint64
 	// Holds reports whether this host's Docker requested the pool from us.
 	Holds(cluster.PoolKey) bool
+	// Claims lists the blocks that this host keeps as its own.
+	Claims() []cluster.Claim
+	// Subscribe returns a new one-slot channel, signalled when Claims, or what
+	// LeaseOf answers, changed.
+	Subscribe() <-chan struct{}
 }
 
 // Config is what a Driver needs. All fields but Name and MTU are
@@ -94,10 +99,15 @@ type Driver struct {
 	loop  *loop
 	agree *agreement
 
-	mu    sync.Mutex
-	vtep  netip.Addr
-	mtu   int
-	paths map[cluster.HostID]int
+	mu        sync.Mutex
+	vtep      netip.Addr
+	mtu       int
+	paths     map[cluster.HostID]int
+	detached  string        // why this host's endpoints are cut off
+	attached  chan struct{} // closed when that changes
+	strangers []Tenant      // of the newest look into the sandboxes
+	looked    bool          // there was a whole one
+	leaving   bool          // Reset: nothing is left alone
 }
 
 // Open reads the stored intent. Nothing is done before Run.
@@ -114,7 +124,7 @@ func Open(cfg Config) (*Driver, error) {
 	}
 	d := &Driver{
 		cfg: cfg, log: cfg.Log, pace: defaultPace, store: s,
-		vtep: cfg.VTEP.Unmap(), mtu: cfg.MTU, paths: map[cluster.HostID]int{},
+		vtep: cfg.VTEP.Unmap(), mtu: cfg.MTU, paths: map[cluster.HostID]int{}, attached: make(chan struct{}),
 	}
 	d.loop = newLoop(d)
 	d.agree = newAgreement(d)
@@ -157,9 +167,14 @@ var defaultPace = pace{
 func (d *Driver) view() View {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	strangers := d.strangers
+	if d.leaving {
+		strangers = nil
+	}
 	return View{
 		Host: d.cfg.Host, VTEP: d.vtep, Port: d.cfg.Port, MTU: d.mtu,
-		Members: d.cfg.Heard.Members(), Streams: d.cfg.Heard.Streams(), Paths: maps.Clone(d.paths),
+		Members: d.cfg.Heard.Members(), Streams: d.cfg.Heard.Streams(), Registry: d.cfg.Ledger.Registry(), Paths: maps.Clone(d.paths),
+		Detached: d.detached, Strangers: strangers,
 	}
 }
 

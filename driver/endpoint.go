@@ -20,6 +20,9 @@ import (
 // and no other field: Docker takes a field that it set itself for an error.
 func (d *Driver) CreateEndpoint(ctx context.Context, r *network.CreateEndpointRequest) (*network.CreateEndpointResponse, error) {
 	e, given, err := d.parseEndpoint(r)
+	if err == nil {
+		err = d.attachable(ctx)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("create endpoint: %w", err)
 	}
@@ -174,6 +177,9 @@ func (d *Driver) Join(ctx context.Context, r *network.JoinRequest) (*network.Joi
 	e, n, err := d.endpoint(r.EndpointID)
 	if err == nil && r.SandboxKey == "" {
 		err = fmt.Errorf("no sandbox")
+	}
+	if err == nil {
+		err = d.attachable(ctx)
 	}
 	if err == nil {
 		err = d.join(ctx, e, n, r.SandboxKey)

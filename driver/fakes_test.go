@@ -91,10 +91,26 @@ func (f *fakeHeard) told() string {
 	defer f.mu.Unlock()
 	var out []string
 	for _, r := range f.published {
+		if r.Claim.Lease != 0 {
+			continue
+		}
 		if r.Endpoint == (cluster.EndpointID{}) {
 			out = append(out, fmt.Sprint("net ", r.Network))
 		} else {
 			out = append(out, r.IPv4.String())
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// claims lists the blocks that are published.
+func (f *fakeHeard) claims() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []string
+	for _, r := range f.published {
+		if r.Claim.Lease != 0 {
+			out = append(out, r.Claim.Block.String())
 		}
 	}
 	return strings.Join(out, ", ")
@@ -228,6 +244,42 @@ func (f *fakeLedger) propose(ctx context.Context, cmd cluster.Command) (cluster.
 	return res, nil
 }
 
+// register puts a host into the registry.
+func (f *fakeLedger) register(h cluster.Host) {
+	f.agree(func(reg *cluster.Registry) {
+		reg.Hosts = maps.Clone(reg.Hosts)
+		if reg.Hosts == nil {
+			reg.Hosts = map[cluster.HostID]cluster.Host{}
+		}
+		reg.Hosts[h.ID] = h
+	})
+}
+
+// lease makes leases all there are, as of an index.
+func (f *fakeLedger) lease(index uint64, leases ...cluster.Lease) {
+	f.agree(func(reg *cluster.Registry) {
+		reg.Index, reg.Leases = index, map[uint64]cluster.Lease{}
+		for _, l := range leases {
+			reg.Leases[l.ID] = l
+		}
+	})
+}
+
+// agree changes the registry.
+func (f *fakeLedger) agree(edit func(*cluster.Registry)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	reg := *f.reg
+	edit(&reg)
+	f.reg = &reg
+	for _, l := range f.listeners {
+		select {
+		case l <- struct{}{}:
+		default:
+		}
+	}
+}
+
 // holds reports whether the registry says that host1 holds any network or pool.
 func (f *fakeLedger) holds() bool {
 	f.mu.Lock()
@@ -253,9 +305,38 @@ func (f *fakeLedger) count() int {
 
 // fakeAddresses leases every address, but those of pools that are not ours.
 type fakeAddresses struct {
-	mu      sync.Mutex
-	foreign map[cluster.PoolKey]bool
-	err     error
+	mu        sync.Mutex
+	foreign   map[cluster.PoolKey]bool
+	err       error
+	claims    []cluster.Claim
+	listeners []chan struct{}
+}
+
+func (f *fakeAddresses) Claims() []cluster.Claim {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.claims
+}
+
+// claim says which blocks this host keeps.
+func (f *fakeAddresses) claim(claims ...cluster.Claim) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.claims = claims
+	for _, l := range f.listeners {
+		select {
+		case l <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (f *fakeAddresses) Subscribe() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l := make(chan struct{}, 1)
+	f.listeners = append(f.listeners, l)
+	return l
 }
 
 func (f *fakeAddresses) Prepare(context.Context, []cluster.PoolKey) error {

@@ -72,10 +72,7 @@ func startHost(t *testing.T) *host {
 
 func (h *host) start(p pace) {
 	h.t.Helper()
-	db, err := bbolt.Open(h.path, 0o600, &bbolt.Options{NoSync: true, Timeout: 5 * time.Second})
-	if err != nil {
-		h.t.Fatalf("open store: %v", err)
-	}
+	db := h.open()
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	d, err := Open(Config{
@@ -98,6 +95,15 @@ func (h *host) start(p pace) {
 		}
 		db.Close()
 	}
+}
+
+func (h *host) open() *bbolt.DB {
+	h.t.Helper()
+	db, err := bbolt.Open(h.path, 0o600, &bbolt.Options{NoSync: true, Timeout: 5 * time.Second})
+	if err != nil {
+		h.t.Fatalf("open store: %v", err)
+	}
+	return db
 }
 
 func (h *host) restart(p pace) {

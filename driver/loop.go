@@ -37,6 +37,9 @@ type loop struct {
 	devices  map[string]uint32 // cluster network by link, of this pass and the one before
 	mender
 	speaker
+	alarmed map[string]bool // problems of the pass before that were logged
+	looked  time.Time       // of the last look for strangers
+	unseen  string          // why it was not a whole one
 }
 
 // result is what a pass came to.
@@ -122,7 +125,7 @@ func (l *loop) watch(ctx context.Context) error {
 }
 
 func (l *loop) run(ctx context.Context) error {
-	news, agreed := l.d.cfg.Heard.Subscribe(), l.d.cfg.Ledger.Subscribe()
+	news, agreed, blocks := l.d.cfg.Heard.Subscribe(), l.d.cfg.Ledger.Subscribe(), l.d.cfg.Addresses.Subscribe()
 	timer := time.NewTimer(0) // the first pass needs no reason
 	defer timer.Stop()
 	var due, rested time.Time // of the next pass; of the earliest one that nobody waits for
@@ -137,6 +140,8 @@ func (l *loop) run(ctx context.Context) error {
 		case <-news:
 			due = earlier(due, rested)
 		case <-agreed:
+			due = earlier(due, rested)
+		case <-blocks:
 			due = earlier(due, rested)
 		case <-timer.C:
 		}
@@ -219,7 +224,11 @@ func (l *loop) pass(ctx context.Context) result {
 	l.mu.Unlock()
 
 	d := l.d
-	want := Plan(d.store.intent(), d.view())
+	l.lookAgain(ctx, time.Now())
+	v := d.view()
+	v.Claims = d.cfg.Addresses.Claims() // not under a lock: whoever is asked may be asking us
+	want := Plan(d.store.intent(), v)
+	l.alarm(want.Problems)
 	for dev, s := range want.Devices {
 		l.devices[dev] = s.Cluster
 	}
@@ -233,18 +242,31 @@ func (l *loop) pass(ctx context.Context) result {
 	return r
 }
 
+// alarm logs what is new of the problems that are worth it.
+func (l *loop) alarm(problems []Problem) {
+	now := map[string]bool{}
+	for _, p := range problems {
+		if text := p.String(); p.alarm {
+			if now[text] = true; !l.alarmed[text] {
+				l.d.log.Warn(text)
+			}
+		}
+	}
+	l.alarmed = now
+}
+
 // applied is what apply saw and did.
 type applied struct {
 	first kernel.State    // before anything was done; nil when it cannot be known
 	have  kernel.State    // after links were made, before the rest
-	made  map[string]bool // links that were created
+	made  map[string]bool // links that were created or changed
 }
 
 // apply dumps, compares and does; when links were touched it looks again,
 // since the kernel drops neighbours with them.
 func (l *loop) apply(ctx context.Context, want Desired, r *result) applied {
 	a := applied{made: map[string]bool{}}
-	rules := kernel.Options{KeepRemote: !l.d.cfg.Heard.Settled(), Stale: want.stale}
+	rules := kernel.Options{KeepRemote: !l.d.cfg.Heard.Settled(), Leave: l.leave(want)}
 	var failed error
 	for attempt := 0; attempt < 2; attempt++ {
 		have, err := l.d.cfg.Kernel.Dump(ctx)
@@ -257,6 +279,7 @@ func (l *loop) apply(ctx context.Context, want Desired, r *result) applied {
 			a.first = have
 		}
 		a.have = have
+		rules.Stale = want.stale(have)
 		ops := kernel.Diff(have, want.State, rules)
 		if len(ops) == 0 {
 			return a
@@ -265,8 +288,10 @@ func (l *loop) apply(ctx context.Context, want Desired, r *result) applied {
 			l.d.log.WithField("op", op.String()).Debug("change kernel")
 		}
 		failed = l.d.cfg.Kernel.Do(ctx, ops)
-		for _, name := range kernel.Recreated(ops) {
-			a.made[name] = true
+		for _, op := range ops {
+			if o, ok := op.Object.(kernel.Link); ok && op.Action != kernel.Remove {
+				a.made[o.Name] = true
+			}
 		}
 		if failed == nil && !touchesLinks(ops) {
 			return a
@@ -292,6 +317,7 @@ func (l *loop) blame(ctx context.Context, want Desired, rules kernel.Options, fa
 		r.general = failed
 		return
 	}
+	rules.Stale = want.stale(have)
 	for _, op := range kernel.Diff(have, want.State, rules) {
 		key := op.Object.Key()
 		network, ok := l.devices[key.Dev]
@@ -323,16 +349,27 @@ func leaves(err error) []error {
 }
 
 // stale tells the entries that are wrong whatever other hosts say: those for
-// addresses of this host's own endpoints.
-func (d *Desired) stale(o kernel.Object) bool {
-	s := d.Devices[o.Key().Dev]
-	switch o := o.(type) {
-	case kernel.Neigh:
-		return s != nil && s.ownIP[o.IP]
-	case kernel.FDB:
-		return s != nil && s.ownMAC[o.MAC]
+// addresses of this host's own endpoints, and those that lead to hosts that are
+// not admitted.
+func (d *Desired) stale(have kernel.State) func(kernel.Object) bool {
+	refused := map[kernel.Key]bool{} // addresses that lead there
+	for _, o := range have {
+		if f, ok := o.(kernel.FDB); ok && d.Refused[f.Dst] {
+			refused[f.Key()] = true
+		}
 	}
-	return false
+	return func(o kernel.Object) bool {
+		s := d.Devices[o.Key().Dev]
+		switch o := o.(type) {
+		case kernel.Neigh:
+			return s != nil && s.ownIP[o.IP] != nil || refused[kernel.FDB{Dev: o.Dev, MAC: o.MAC}.Key()]
+		case kernel.FDB:
+			return s != nil && s.ownMAC[o.MAC] != nil || d.Refused[o.Dst]
+		case kernel.Guard:
+			return d.Refused[o.Peer]
+		}
+		return false
+	}
 }
 
 func earlier(a, b time.Time) time.Time {

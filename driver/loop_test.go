@@ -298,7 +298,7 @@ func TestStaleRecordBeforeJoin(t *testing.T) {
 	_, err := h.joins("web")
 	h.ok(err)
 	h.lacks("neigh 10.1.0.2 ")
-	if p := fmt.Sprint(h.Status().Problems); !strings.Contains(p, "10.1.0.2 is held by a container on host1 and by one on host2") {
+	if p := fmt.Sprint(h.Status().Problems); !strings.Contains(p, "10.1.0.2 is held twice: by host1 with endpoint 776562000000 and by host2 with endpoint 6f6c64000000") {
 		t.Fatalf("problems: %s", p)
 	}
 }

@@ -44,6 +44,8 @@ type Endpoint struct {
 	Sandbox string       `json:"sandbox,omitempty"` // empty while not joined
 	Inside  string       `json:"inside,omitempty"`  // its name in the sandbox, once seen there
 	Gone    bool         `json:"gone,omitempty"`    // it was seen in a sandbox that is no more
+
+	found bool // it is not stored, but was found in a sandbox: see Tenant
 }
 
 // Joined reports whether the endpoint is in a container that may be alive.

@@ -21,6 +21,11 @@ type View struct {
 	MTU     int // of this host's underlay link; 0: only Members tell
 	Members []cluster.Member
 	Streams []cluster.Stream
+	// Registry is what the cluster agreed, nil for nothing.
+	Registry  *cluster.Registry
+	Claims    []cluster.Claim // blocks that this host keeps
+	Strangers []Tenant        // in the sandboxes here, unknown to intent when it was looked
+	Detached  string          // why endpoints of this host are cut off; empty: they are not
 	// Paths holds the hosts whose path was probed and found narrower than the
 	// links say, with the largest IP packet that passes whole.
 	Paths map[cluster.HostID]int
@@ -35,6 +40,11 @@ type Desired struct {
 	Segments  []*segment              // by cluster network id
 	Devices   map[string]*segment     // by link
 	Problems  []Problem
+	// Left holds the links of networks that nothing is known of, below running
+	// containers: they stay as they are.
+	Left map[string]bool
+	// Refused holds the VTEPs of hosts that are not admitted.
+	Refused map[netip.Addr]bool
 }
 
 // handover is a joined endpoint with all that it takes to make its interface.
@@ -54,12 +64,12 @@ type binding struct {
 type segment struct {
 	held
 	MTU     int
-	Peers   []peer              // what other hosts run in it, duplicates resolved
-	Local   []cluster.MAC       // of the joined endpoints
-	Device  string              // link that leads to the other hosts
-	Speaker string              // link that the host itself announces from
-	ownIP   map[netip.Addr]bool // of all endpoints here, joined or not
-	ownMAC  map[cluster.MAC]bool
+	Peers   []peer                   // what other hosts run in it, duplicates resolved
+	Local   []cluster.MAC            // of the joined endpoints
+	Device  string                   // link that leads to the other hosts
+	Speaker string                   // link that the host itself announces from
+	ownIP   map[netip.Addr]*Endpoint // of all endpoints here, joined or not
+	ownMAC  map[cluster.MAC]*Endpoint
 }
 
 // peer is one record of another host in a held network. Addresses that
@@ -74,31 +84,51 @@ type peer struct {
 // Plan computes what this host should hold. It is pure and total: what cannot
 // be planned becomes a Problem.
 func Plan(in *Intent, v View) Desired {
-	d := Desired{Bindings: map[binding]cluster.MAC{}, Devices: map[string]*segment{}}
-	networks := in.held()
-	peers := v.peers(networks, &d)
+	d := Desired{Bindings: map[binding]cluster.MAC{}, Devices: map[string]*segment{}, Left: map[string]bool{}}
+	networks := v.adopt(in.held(), &d)
+	admitted, refused := v.vteps()
+	d.Refused = refused
+	peers := map[uint32][]peer{}
+	if v.Detached == "" {
+		peers = v.peers(networks, &d)
+	} else {
+		d.Problems = append(d.Problems, Problem{Cause: "containers of this host are cut off from other hosts", Remedy: v.Detached})
+	}
+	agreed := v.holdings(networks)
 	remote := 0
 	for _, list := range peers {
 		remote += len(list)
 	}
 	d.State = make(kernel.State, 3*remote) // about what they come to
 	for _, n := range networks {
-		s := &segment{held: n, MTU: v.mtu(n), ownIP: map[netip.Addr]bool{}, ownMAC: map[cluster.MAC]bool{}}
+		s := &segment{held: n, MTU: v.mtu(n), ownIP: map[netip.Addr]*Endpoint{}, ownMAC: map[cluster.MAC]*Endpoint{}}
 		d.Segments = append(d.Segments, s)
 		d.Records = append(d.Records, cluster.Record{Network: n.Cluster})
-		for _, e := range n.endpoints {
-			s.ownMAC[e.MAC] = true
+		for i := range n.endpoints {
+			e := &n.endpoints[i]
+			s.ownMAC[e.MAC] = e
 			for _, a := range e.Addrs() {
-				s.ownIP[a.Addr()] = true
+				s.ownIP[a.Addr()] = e
 			}
 			if e.Joined() {
-				d.Records = append(d.Records, e.record(n.Cluster))
 				s.Local = append(s.Local, e.MAC)
 			}
+			if e.Joined() && v.Detached == "" {
+				d.Records = append(d.Records, e.record(n.Cluster))
+			}
 		}
-		s.Peers = resolve(s, peers[n.Cluster], v, &d)
+		agreed.checkOwn(s, v, &d)
+		s.Peers = resolve(s, agreed.entitled(s, peers[n.Cluster], v, &d), v, &d)
 		v.checkMTU(s, &d)
 		modeOf(n.Def.Mode).Plan(s, v, &d)
+	}
+	if v.Detached == "" {
+		for _, c := range v.Claims {
+			d.Records = append(d.Records, cluster.Record{Claim: c})
+		}
+	}
+	if len(networks)+len(d.Left) > 0 {
+		planTunnels(admitted, v, &d)
 	}
 	if len(networks) == 0 {
 		v.checkPaths(modes[0].Overhead(v), v.underlay(), &d)
@@ -124,6 +154,7 @@ func (v View) peers(networks []held, d *Desired) map[uint32][]peer {
 		vtep := s.Info.VTEP.Unmap()
 		reachable := vtep.IsValid() && family(vtep) == family(v.VTEP) && vtep != v.VTEP
 		alive := v.state(s.Owner) == cluster.Alive
+		admitted := v.admits(s.Owner)
 		useful := false
 		for _, r := range s.Records {
 			list, ok := out[r.Network]
@@ -131,11 +162,14 @@ func (v View) peers(networks []held, d *Desired) map[uint32][]peer {
 				continue
 			}
 			useful = true
-			if reachable {
+			if reachable && admitted {
 				out[r.Network] = append(list, peer{Record: r, host: s.Owner, vtep: vtep, alive: alive})
 			}
 		}
-		if useful && !reachable {
+		switch {
+		case useful && !admitted:
+			d.Problems = append(d.Problems, v.fenced(s.Owner))
+		case useful && !reachable:
 			d.Problems = append(d.Problems, v.unreachable(s))
 		}
 	}
@@ -176,16 +210,14 @@ func resolve(s *segment, peers []peer, v View, d *Desired) []peer {
 		}
 	}
 	// lost reports whether p must give up a claim, and says so.
-	lost := func(p *peer, own bool, winner *peer, what fmt.Stringer) bool {
-		if !own && winner == p {
+	lost := func(p *peer, own *Endpoint, winner *peer, what fmt.Stringer) bool {
+		switch {
+		case own != nil:
+			d.Problems = append(d.Problems, duplicate(s, what, party(v.name(v.Host), cluster.EndpointIDOf(own.ID), ""), p.party(v)))
+		case winner == p:
 			return false
-		}
-		host := v.Host
-		if !own {
-			host = winner.host
-		}
-		if host != p.host {
-			d.Problems = append(d.Problems, duplicate(s, what, v.name(host), v.name(p.host)))
+		case winner.host != p.host:
+			d.Problems = append(d.Problems, duplicate(s, what, winner.party(v), p.party(v)))
 		}
 		return true
 	}
@@ -219,13 +251,26 @@ func resolve(s *segment, peers []peer, v View, d *Desired) []peer {
 	return out
 }
 
+// duplicate is what all hosts of the network say, in the same words.
 func duplicate(s *segment, what fmt.Stringer, a, b string) Problem {
 	return Problem{
 		Network: poolNames(s.Pools),
-		Cause:   fmt.Sprintf("%s is held by a container on %s and by one on %s", what, min(a, b), max(a, b)),
+		Cause:   fmt.Sprintf("%s is held twice: by %s and by %s", what, min(a, b), max(a, b)),
 		Remedy:  "remove one of the two",
+		alarm:   true,
 	}
 }
+
+// party names an endpoint for people, so that sorting puts hosts first.
+func party(host string, id cluster.EndpointID, name string) string {
+	text := fmt.Sprintf("%s with endpoint %s", host, id.String()[:12])
+	if name != "" {
+		text += " (container " + name + ")"
+	}
+	return text
+}
+
+func (p *peer) party(v View) string { return party(v.name(p.host), p.Endpoint, p.Name) }
 
 // onlyHolds reports whether the record says no more than that its host holds
 // the network.

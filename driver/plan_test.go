@@ -74,10 +74,21 @@ func render(d Desired) string {
 	for _, h := range d.Handovers {
 		fmt.Fprintf(&b, "handover %s below %s sandbox %s name %q addrs %v\n", h.Link.Name, h.Below(), h.Sandbox, h.Name, h.Addrs)
 	}
+	for _, link := range slices.Sorted(maps.Keys(d.Left)) {
+		fmt.Fprintln(&b, "left", link)
+	}
 	for _, r := range d.Records {
+		if r.Claim.Lease != 0 {
+			fmt.Fprintf(&b, "claim %d pool %s block %s\n", r.Claim.Lease, r.Claim.Pool, r.Claim.Block)
+			continue
+		}
 		fmt.Fprintf(&b, "record network %d", r.Network)
 		if r.Endpoint != (cluster.EndpointID{}) {
-			fmt.Fprintf(&b, " endpoint %s mac %s", strings.TrimRight(string(r.Endpoint[:]), "\x00"), r.MAC)
+			id := strings.TrimRight(string(r.Endpoint[:]), "\x00")
+			if strings.ContainsFunc(id, func(c rune) bool { return c < ' ' || c > '~' }) {
+				id = r.Endpoint.String()[:10]
+			}
+			fmt.Fprintf(&b, " endpoint %s mac %s", id, r.MAC)
 		}
 		if r.IPv4.IsValid() {
 			fmt.Fprintf(&b, " %s lease %d", r.IPv4, r.Lease4)
@@ -101,11 +112,23 @@ func render(d Desired) string {
 //	network app pool 10.1.0.0/16 pool fd01::/64 id 1 vni 4097 mtu 0 arp flood bum none attach bridge
 //	endpoint web network app ip 10.1.0.2/16 mac 02:00:00:00:01:02 lease 5 sandbox /s/web inside eth0
 //	record host2 network 1 endpoint db ip 10.1.0.3 mac 02:00:00:00:02:03 lease 6
+//	detached REASON
+//	claim 5 pool 10.1.0.0/16 block 10.1.0.0/29
+//	stranger eth0 sandbox /s/x below is-p0123456789 master is-b4097 ip 10.1.0.9/16 mac 02:00:00:00:01:09 lease 5
+//
+// and what the cluster agreed, as of an index:
+//
+//	registry 100
+//	registered host2 vtep 192.0.2.2 session 9 tombstone yes
+//	lease 6 pool 10.1.0.0/16 block 10.1.0.0/29 without 10.1.0.4 holder host2
+//	agreed 2 pool 10.2.0.0/16 vni 4098
 func parseScenario(t *testing.T, text string) (*Intent, View) {
 	t.Helper()
 	in := &Intent{Networks: map[string]Network{}, Endpoints: map[string]Endpoint{}}
 	v := View{Port: 8475, Paths: map[cluster.HostID]int{}}
 	streams := map[string]*cluster.Stream{}
+	reg := &cluster.Registry{Hosts: map[cluster.HostID]cluster.Host{}, Leases: map[uint64]cluster.Lease{}, Networks: map[uint32]cluster.Network{}}
+	v.Registry = reg
 	for number, line := range strings.Split(text, "\n") {
 		words := strings.Fields(line)
 		if len(words) == 0 || words[0][0] == '#' {
@@ -130,7 +153,45 @@ func parseScenario(t *testing.T, text string) (*Intent, View) {
 			}
 			return m
 		}
+		value := func() uint64 {
+			n, err := strconv.ParseUint(name, 10, 64)
+			if err != nil {
+				t.Fatalf("line %d: %v", number+1, err)
+			}
+			return n
+		}
+		var keys []cluster.PoolKey
+		for _, p := range args["pool"] {
+			keys = append(keys, cluster.PoolKey{Prefix: netip.MustParsePrefix(p)})
+		}
 		switch kind {
+		case "detached":
+			v.Detached = strings.Join(words[1:], " ")
+		case "claim":
+			v.Claims = append(v.Claims, cluster.Claim{Lease: value(), Pool: keys[0], Block: netip.MustParsePrefix(get("block"))})
+		case "stranger":
+			s := Tenant{Lease4: uint64(num("lease")), Lease6: uint64(num("lease6"))}
+			s.Name, s.Sandbox, s.Below, s.Master, s.MAC, s.Kind = name, get("sandbox"), get("below"), get("master"), mac(), kernel.Macvlan
+			if s.Master != "" {
+				s.Kind = kernel.Veth
+			}
+			for _, a := range args["ip"] {
+				s.Addrs = append(s.Addrs, netip.MustParsePrefix(a))
+			}
+			v.Strangers = append(v.Strangers, s)
+		case "registry":
+			reg.Index = value()
+		case "registered":
+			reg.Hosts[cluster.HostID(name)] = cluster.Host{ID: cluster.HostID(name), Name: name, VTEP: netip.MustParseAddr(get("vtep")), Session: uint64(num("session")), Tombstone: get("tombstone") != ""}
+		case "lease":
+			l := cluster.Lease{ID: value(), Pool: keys[0], Block: netip.MustParsePrefix(get("block")), Holder: cluster.HostID(get("holder"))}
+			for _, a := range args["without"] {
+				l.Without = append(l.Without, netip.MustParseAddr(a))
+			}
+			reg.Leases[l.ID] = l
+		case "agreed":
+			id := uint32(value())
+			reg.Networks[id] = cluster.Network{ID: id, Pools: keys, Def: cluster.Definition{Mode: "vxlan", VNI: uint32(num("vni"))}}
 		case "self", "host":
 			info := cluster.HostInfo{Name: name, MTU: num("mtu")}
 			if get("vtep") != "" {
@@ -147,9 +208,7 @@ func parseScenario(t *testing.T, text string) (*Intent, View) {
 		case "network":
 			n := Network{ID: name, Cluster: uint32(num("id")), Def: cluster.Definition{Mode: "vxlan", VNI: uint32(num("vni")), MTU: num("mtu"), ARP: get("arp"), BUM: get("bum")}}
 			n.Options = Options{Mode: "vxlan", Attach: get("attach")}
-			for _, p := range args["pool"] {
-				n.Pools = append(n.Pools, cluster.PoolKey{Prefix: netip.MustParsePrefix(p)})
-			}
+			n.Pools = keys
 			in.Networks[name] = n
 		case "endpoint":
 			e := Endpoint{ID: name, Network: get("network"), MAC: mac(), Sandbox: get("sandbox"), Inside: get("inside"), Gone: get("gone") != "", Lease4: uint64(num("lease")), Lease6: uint64(num("lease6"))}
@@ -186,8 +245,9 @@ func parseScenario(t *testing.T, text string) (*Intent, View) {
 
 // TestPlanProperties: whatever the records say, no own address or MAC is ever
 // programmed as remote, each address has one neighbour whose MAC leads to the
-// host that the neighbour came from, the order of streams does not matter, and
-// the plan is what the kernel ends up with.
+// host that the neighbour came from, nothing leads to a host that is not admitted,
+// no address to a host while another leases it, and the order of streams does
+// not matter.
 func TestPlanProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		ip := rapid.Custom(func(t *rapid.T) netip.Addr {
@@ -208,7 +268,21 @@ func TestPlanProperties(t *testing.T) {
 			}
 			v.Streams = append(v.Streams, s)
 		}
+		reg := &cluster.Registry{Index: rapid.Uint64Range(1, 4).Draw(t, "index"), Hosts: map[cluster.HostID]cluster.Host{}, Leases: map[uint64]cluster.Lease{}}
+		for i := range rapid.IntRange(0, 3).Draw(t, "registered") {
+			id := cluster.HostID(fmt.Sprint("h", i))
+			reg.Hosts[id] = cluster.Host{ID: id, VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(10 + i)}), Session: rapid.Uint64Range(0, 1).Draw(t, "session"), Tombstone: rapid.Bool().Draw(t, "tombstone")}
+		}
+		for i := range rapid.Uint64Range(0, 3).Draw(t, "leases") {
+			block := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, 0, byte(2 * i)}), 31)
+			reg.Leases[i] = cluster.Lease{ID: i, Pool: in.Networks["n"].Pools[0], Block: block, Holder: cluster.HostID(fmt.Sprint("h", rapid.IntRange(0, 4).Draw(t, "holder")))}
+		}
+		v.Registry = reg
 		d := Plan(in, v)
+		byVTEP := map[netip.Addr]cluster.HostID{}
+		for _, s := range v.Streams {
+			byVTEP[s.Info.VTEP] = s.Owner
+		}
 		own := map[string]bool{}
 		for _, e := range in.Endpoints {
 			own[e.MAC.String()], own[e.IPv4.Addr().String()] = true, true
@@ -218,6 +292,18 @@ func TestPlanProperties(t *testing.T) {
 			case kernel.FDB:
 				if own[o.MAC.String()] {
 					t.Fatalf("own MAC is remote: %s", o)
+				}
+				if h, known := reg.Hosts[byVTEP[o.Dst]]; known && (h.Tombstone || h.Session == 0) {
+					t.Fatalf("%s leads to %+v", o, h)
+				}
+				if _, ok := d.State[kernel.Guard{Rule: kernel.Admit, Peer: o.Dst}.Key()]; !ok {
+					t.Fatalf("%s leads where nothing may come from", o)
+				}
+			case kernel.Guard:
+				for _, h := range reg.Hosts {
+					if o.Peer == h.VTEP && (h.Tombstone || h.Session == 0) {
+						t.Fatalf("%s is %+v", o, h)
+					}
 				}
 			case kernel.Neigh:
 				if own[o.IP.String()] {
@@ -229,6 +315,13 @@ func TestPlanProperties(t *testing.T) {
 				}
 				if o.IP.IsLinkLocalUnicast() {
 					continue
+				}
+				for _, l := range reg.Leases {
+					for _, r := range v.Streams[slices.IndexFunc(v.Streams, func(s cluster.Stream) bool { return s.Info.VTEP == f.Dst })].Records {
+						if r.Network == 1 && r.IPv4 == o.IP && l.Covers(o.IP) && l.Holder != byVTEP[f.Dst] && r.Lease4 <= reg.Index && r.MAC == o.MAC && soleClaim(v, f.Dst, o) {
+							t.Fatalf("%s leads to %s, which does not lease it", o, byVTEP[f.Dst])
+						}
+					}
 				}
 				for _, s := range v.Streams {
 					for _, r := range s.Records {
@@ -251,6 +344,19 @@ func TestPlanProperties(t *testing.T) {
 			t.Fatalf("the order of streams matters:\n%s", diff)
 		}
 	})
+}
+
+// soleClaim reports whether the neighbour can stem from one record only.
+func soleClaim(v View, vtep netip.Addr, o kernel.Neigh) bool {
+	n := 0
+	for _, s := range v.Streams {
+		for _, r := range s.Records {
+			if s.Info.VTEP == vtep && r.Network == 1 && r.IPv4 == o.IP && r.MAC == o.MAC {
+				n++
+			}
+		}
+	}
+	return n == 1
 }
 
 // BenchmarkPlanDiff is one pass without the kernel: one network with 10,000
@@ -285,6 +391,7 @@ func BenchmarkPlan100Networks(b *testing.B) {
 func large(networks, records int) (*Intent, View) {
 	in := &Intent{Networks: map[string]Network{}, Endpoints: map[string]Endpoint{}}
 	v := View{Host: "self", VTEP: netip.MustParseAddr("192.0.2.100"), Port: 8475, MTU: 1500}
+	v.Registry = &cluster.Registry{Index: 1 << 32, Leases: map[uint64]cluster.Lease{}}
 	for h := range 20 {
 		s := cluster.Stream{Owner: cluster.HostID(fmt.Sprint("h", h)), Info: cluster.HostInfo{VTEP: netip.AddrFrom4([4]byte{192, 0, 2, byte(h)})}, Records: map[cluster.RecordKey]cluster.Record{}}
 		v.Members = append(v.Members, cluster.Member{ID: s.Owner, State: cluster.Alive, Info: s.Info})
@@ -297,9 +404,15 @@ func large(networks, records int) (*Intent, View) {
 			e := Endpoint{ID: fmt.Sprint("own", n, ".", i), Network: id, MAC: cluster.MAC{2, 1, byte(n), 5: byte(i)}, IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n), 255, byte(i)}), 16), Sandbox: "/s"}
 			in.Endpoints[e.ID] = e
 		}
+		for i := 0; i < records; i += 8 {
+			block := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n), byte(i >> 8), byte(i)}), 29)
+			l := cluster.Lease{ID: uint64(n<<16 + i + 1), Pool: in.Networks[id].Pools[0], Block: block, Holder: cluster.HostID(fmt.Sprint("h", i/8%20))}
+			v.Registry.Leases[l.ID] = l
+		}
 		for i := range records {
 			r := cluster.Record{Network: uint32(n + 1), Endpoint: cluster.EndpointIDOf(fmt.Sprint("remote", n, ".", i)), MAC: cluster.MAC{2, 2, byte(n), 4: byte(i >> 8), 5: byte(i)}, IPv4: netip.AddrFrom4([4]byte{10, byte(n), byte(i >> 8), byte(i)})}
-			v.Streams[i%20].Records[r.Key()] = r
+			r.Lease4 = uint64(n<<16 + i&^7 + 1)
+			v.Streams[i/8%20].Records[r.Key()] = r
 		}
 	}
 	return in, v

@@ -18,6 +18,7 @@ type Status struct {
 	Port      uint16     `json:"vxlanPort"`
 	MTU       int        `json:"underlayMTU"` // smallest underlay MTU of the cluster
 	Settled   bool       `json:"settled"`
+	Detached  string     `json:"detached,omitempty"` // why this host's containers are cut off from others
 	Networks  int        `json:"networks"`
 	Endpoints int        `json:"endpoints"`
 	Error     string     `json:"error,omitempty"` // of the newest pass
@@ -29,6 +30,8 @@ type Problem struct {
 	Network string `json:"network,omitempty"` // the pools
 	Cause   string `json:"cause"`
 	Remedy  string `json:"remedy"`
+
+	alarm bool // it is worth a line in the log
 }
 
 func (p Problem) String() string {
@@ -74,7 +77,7 @@ type EndpointStatus struct {
 	IPv4    netip.Addr  `json:"ipv4,omitzero"`
 	IPv6    netip.Addr  `json:"ipv6,omitzero"`
 	Name    string      `json:"name,omitempty"`
-	State   string      `json:"state"`             // created, joined, gone; remote ones: alive, failed
+	State   string      `json:"state"`             // created, joined, gone, found (in a sandbox, and not known otherwise); remote ones: alive, failed
 	Inside  string      `json:"inside,omitempty"`  // interface name inside the container
 	Sandbox string      `json:"sandbox,omitempty"` // of local ones
 }
@@ -84,7 +87,7 @@ func (d *Driver) Status() Status {
 	in, v := d.store.intent(), d.view()
 	p := Plan(in, v)
 	s := Status{
-		VTEP: v.VTEP, Port: v.Port, MTU: v.underlay(), Settled: d.cfg.Heard.Settled(),
+		VTEP: v.VTEP, Port: v.Port, MTU: v.underlay(), Settled: d.cfg.Heard.Settled(), Detached: v.Detached,
 		Networks: len(p.Segments), Endpoints: len(in.Endpoints), Problems: d.problems(p),
 	}
 	d.loop.mu.Lock()
@@ -139,7 +142,7 @@ func (d *Driver) Networks() []NetworkStatus {
 func (d *Driver) Endpoints() []EndpointStatus {
 	v := d.view()
 	in := d.store.intent()
-	networks := in.held()
+	networks := v.adopt(in.held(), &Desired{Left: map[string]bool{}})
 	peers := v.peers(networks, &Desired{})
 	out := []EndpointStatus{}
 	for _, n := range networks {
@@ -170,6 +173,8 @@ func (d *Driver) Endpoints() []EndpointStatus {
 
 func (e Endpoint) state() string {
 	switch {
+	case e.found:
+		return "found"
 	case e.Gone:
 		return "gone"
 	case e.Sandbox != "":
@@ -212,7 +217,7 @@ func (d *Driver) remoteHolder(pool cluster.PoolKey, addr netip.Addr) string {
 	v := d.view()
 	for _, s := range v.Streams {
 		for _, r := range s.Records {
-			if networks[r.Network] && (r.IPv4 == addr || r.IPv6 == addr) {
+			if v.admits(s.Owner) && networks[r.Network] && (r.IPv4 == addr || r.IPv6 == addr) {
 				return v.name(s.Owner)
 			}
 		}
@@ -268,6 +273,9 @@ func (d *Driver) Reset(ctx context.Context) error {
 	if err := d.store.edit(func(in *Intent) error { clear(in.Endpoints); return nil }); err != nil {
 		return fmt.Errorf("reset: %w", err)
 	}
+	d.mu.Lock()
+	d.leaving = true
+	d.mu.Unlock()
 	if err := d.Sync(ctx, 0); err != nil {
 		return fmt.Errorf("reset: %w", err)
 	}

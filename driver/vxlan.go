@@ -33,7 +33,7 @@ func bridgeDevice(vni uint32) string    { return fmt.Sprintf("is-b%d", vni) }
 func planVXLAN(n *segment, v View, d *Desired) {
 	device := kernel.Link{
 		Name: vxlanDevice(n.Def.VNI), Kind: kernel.VXLAN, MTU: n.MTU,
-		VNI: n.Def.VNI, Local: v.VTEP, Port: v.Port, Proxy: n.Def.ARP != "flood",
+		VNI: n.Def.VNI, Local: v.VTEP, Port: v.Port, Proxy: n.Def.ARP != "flood", Down: v.Detached != "",
 	}
 	// The companion is what the host itself speaks from: beside the containers
 	// on the device, or below them all.
@@ -53,7 +53,6 @@ func planVXLAN(n *segment, v View, d *Desired) {
 	device.MAC, companion.MAC = deriveMAC(v.Host, device.Name), deriveMAC(v.Host, companion.Name)
 	d.State.Put(device, companion)
 	d.State.Put(guards...)
-	d.State.Put(kernel.Guard{Rule: kernel.NoTrack, Tunnel: netip.AddrPortFrom(v.VTEP, v.Port)})
 	d.Devices[device.Name], d.Devices[companion.Name] = n, n
 
 	n.Device, n.Speaker = device.Name, companion.Name
@@ -66,7 +65,7 @@ func planVXLAN(n *segment, v View, d *Desired) {
 			d.State.Put(h.Host)
 			d.Devices[h.Host.Name] = n
 		}
-		if e.Sandbox != "" {
+		if e.Sandbox != "" && !e.found {
 			d.Handovers = append(d.Handovers, handover{h, e})
 		}
 	}
@@ -88,6 +87,16 @@ func planVXLAN(n *segment, v View, d *Desired) {
 		if p.IPv6.IsValid() {
 			d.State.Put(kernel.Neigh{Dev: device.Name, IP: p.IPv6, MAC: p.MAC})
 		}
+	}
+}
+
+// planTunnels guards what all VXLAN devices have in common. The VTEPs are those
+// of the hosts that may send.
+func planTunnels(vteps map[netip.Addr]bool, v View, d *Desired) {
+	end := netip.AddrPortFrom(v.VTEP, v.Port)
+	d.State.Put(kernel.Guard{Rule: kernel.NoTrack, Tunnel: end}, kernel.Guard{Rule: kernel.DropStrangers, Tunnel: end})
+	for vtep := range vteps {
+		d.State.Put(kernel.Guard{Rule: kernel.Admit, Peer: vtep})
 	}
 }
 
