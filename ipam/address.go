@@ -29,7 +29,14 @@ func (i *IPAM) RequestAddress(ctx context.Context, req *docker.RequestAddressReq
 	}
 	var asked netip.Addr
 	if req.Address != "" {
-		if asked, err = parseAddress(p.key.Prefix, req.Address); err != nil {
+		if asked, err = parseAddress(p.key.Prefix, req.Address); asked.IsValid() && err != nil {
+			for _, q := range i.siblings(p) { // handed out for p when that was full
+				if q.key.Prefix.Contains(asked) {
+					p, err = q, nil
+				}
+			}
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -41,23 +48,22 @@ func (i *IPAM) RequestAddress(ctx context.Context, req *docker.RequestAddressReq
 		p.opened = now
 	}
 	i.mu.Unlock()
-	var addr netip.Addr
+	answer := netip.PrefixFrom(asked, p.key.Prefix.Bits())
 	switch {
 	case req.Options[requestType] == gatewayType:
-		addr, err = i.gateway(ctx, p, asked)
+		asked, err = i.gateway(ctx, p, asked)
+		answer = netip.PrefixFrom(asked, p.key.Prefix.Bits())
 	case asked.IsValid() && creating && name == "":
-		addr, err = asked, i.reserve(ctx, p, asked)
+		err = i.reserve(ctx, p, asked)
 	case asked.IsValid():
-		addr, err = asked, i.takeExact(ctx, p, asked, name)
+		err = i.takeExact(ctx, p, asked, name)
 	default:
-		addr, err = i.take(ctx, p, id.within, name)
+		answer, err = i.takeAny(ctx, p, id.within, name)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &docker.RequestAddressResponse{
-		Address: netip.PrefixFrom(addr, p.key.Prefix.Bits()).String(), Data: map[string]string{},
-	}, nil
+	return &docker.RequestAddressResponse{Address: answer.String(), Data: map[string]string{}}, nil
 }
 
 // requested finds the pool of a network that Docker has. A pool that was
@@ -298,7 +304,8 @@ func (i *IPAM) ReleaseAddress(ctx context.Context, req *docker.ReleaseAddressReq
 	if err != nil {
 		return nil
 	}
-	return i.Free(ctx, id.key, a.Unmap())
+	a = a.Unmap().WithZone("")
+	return i.Free(ctx, i.poolOf(id.key, a), a)
 }
 
 // Free ends the use of an address; one not in use is a success. It is off the

@@ -13,7 +13,8 @@ import (
 )
 
 // Prepare leases this host's first block of each pool, where it has none:
-// after a network was created, its containers start without asking anyone.
+// after a network was created, its containers start without asking anyone. That
+// all addresses are in use just now is no reason to refuse the network.
 func (i *IPAM) Prepare(ctx context.Context, pools []cluster.PoolKey) error {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
@@ -47,7 +48,13 @@ func (i *IPAM) prepare(ctx context.Context, p *pool) error {
 	bare = i.bare(p)
 	i.mu.Unlock()
 	for _, within := range bare {
-		if err := i.growOrRecall(ctx, p, within); err != nil {
+		err := i.growOrRecall(ctx, p, within)
+		if full := (*fullError)(nil); errors.As(err, &full) && !full.never {
+			i.note(p, err)
+			i.cfg.Log.WithField("pool", p.key.String()).WithError(err).Warn("network has no address for this host now")
+			continue
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -310,7 +317,7 @@ func (i *IPAM) full(p *pool, within netip.Prefix, silent []cluster.HostID) error
 		what += " in space " + p.key.Space
 	}
 	if len(hosts) == 0 {
-		return &fullError{what + " has no address for a container; create a larger network"}
+		return &fullError{what + " has no address for a container; create a larger network", true}
 	}
 	text := fmt.Sprintf("%s is full: %d addresses, all in use by: %s; free one or create a larger network", what, s.Size(s.Within), strings.Join(hosts, ", "))
 	if len(silent) > 0 {
@@ -325,7 +332,7 @@ func (i *IPAM) full(p *pool, within netip.Prefix, silent []cluster.HostID) error
 		}
 		text += fmt.Sprintf(" (%s %s not answer: what %s not use cannot be given back now; `isthmus node rm` frees the addresses of a host that is gone for good)", strings.Join(names, ", "), does, it)
 	}
-	return &fullError{text}
+	return &fullError{text, false}
 }
 
 // leased counts the addresses that a lease covers of a scope.
@@ -340,6 +347,9 @@ func leased(s lease.Scope, l cluster.Lease) int {
 }
 
 // fullError says who has the addresses of a full pool.
-type fullError struct{ text string }
+type fullError struct {
+	text  string
+	never bool // it has none for containers at all
+}
 
 func (e *fullError) Error() string { return e.text }

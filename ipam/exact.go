@@ -51,6 +51,9 @@ func (i *IPAM) leaseExact(ctx context.Context, p *pool, a netip.Addr) error {
 	if isRefusal(err) {
 		return err
 	}
+	if contested := (*contestedError)(nil); errors.As(err, &contested) {
+		return fmt.Errorf("address %s: %w", a, contested)
+	}
 	if err != nil {
 		return fmt.Errorf("address %s lies in no block of this host, and cannot be leased: %w", a, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -39,6 +40,9 @@ type host struct {
 	path string
 	db   *bbolt.DB
 	down bool // crashed
+
+	silent bool   // does not answer other hosts
+	id     string // of its network, for tests with one
 
 	mu        sync.Mutex
 	live      map[string]bool
@@ -120,7 +124,37 @@ func (h *host) open() {
 	if err != nil {
 		h.lab.t.Fatal(err)
 	}
+	h.Host.SetClaims(h.IPAM.Claims)
 	h.down = false
+}
+
+// snapshot copies the disk, and setBack ends the process and puts the copy in
+// its place.
+func (h *host) snapshot() {
+	h.lab.t.Helper()
+	if err := h.db.View(func(tx *bbolt.Tx) error { return tx.CopyFile(h.path+".old", 0o600) }); err != nil {
+		h.lab.t.Fatal(err)
+	}
+}
+
+func (h *host) setBack() {
+	h.lab.t.Helper()
+	h.crash()
+	if err := os.Rename(h.path+".old", h.path); err != nil {
+		h.lab.t.Fatal(err)
+	}
+}
+
+// witness is what all others could say of a host.
+func (l *lab) witness(h *host) cluster.Witness {
+	r := l.log.Registry()
+	w := cluster.Witness{Cluster: r.Cluster, Gen: r.Gen, Index: r.Index, Host: r.Hosts[h.ID()]}
+	for _, lease := range r.Leases {
+		if lease.Holder == h.ID() {
+			w.Leases = append(w.Leases, lease)
+		}
+	}
+	return w
 }
 
 // crash ends the host's process; what was committed stays.
@@ -149,7 +183,12 @@ var errDown = errors.New("connection refused")
 
 func (l *lab) recall(ctx context.Context, id cluster.HostID, key cluster.PoolKey, a netip.Addr) error {
 	for _, h := range l.hosts {
-		if h.ID() == id && !h.down && h.Host.Fresh() {
+		switch {
+		case h.ID() != id || h.down || !h.Host.Fresh():
+		case h.silent:
+			<-ctx.Done()
+			return ctx.Err()
+		default:
 			return h.Recalled(ctx, key, a)
 		}
 	}
@@ -158,7 +197,7 @@ func (l *lab) recall(ctx context.Context, id cluster.HostID, key cluster.PoolKey
 
 func (l *lab) stillClaims(_ context.Context, id cluster.HostID, claim cluster.Claim) (bool, error) {
 	for _, h := range l.hosts {
-		if h.ID() == id && !h.down {
+		if h.ID() == id && !h.down && !h.silent {
 			return h.Keeps(claim), nil
 		}
 	}

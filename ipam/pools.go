@@ -129,6 +129,9 @@ func (i *IPAM) requestAny(ctx context.Context, ask poolRequest) (poolID, error) 
 		}
 		from = default6(id)
 	}
+	if ask.bits < from.Bits() {
+		return poolID{}, fmt.Errorf("--subnet of length /%d: isthmus picks subnets out of %s; ask for /%d or a longer one, or name the subnet", ask.bits, from, from.Bits())
+	}
 	res, err := i.propose(ctx, cluster.Command{AttachPool: &cluster.AttachPool{
 		Space: ask.space, Name: ask.name, V6: ask.v6, From: []netip.Prefix{from}, Bits: ask.bits, Avoid: avoid,
 	}})
