@@ -35,6 +35,7 @@ type node struct {
 	key  ed25519.PrivateKey
 	addr netip.AddrPort
 	stop func() error
+	ran  chan error // the end of Ledger.Run
 }
 
 var (
@@ -116,7 +117,12 @@ func (n *node) startWith(change func(*Config)) *node {
 	ctx, cancel := context.WithCancel(context.Background())
 	var g errgroup.Group
 	g.Go(func() error { return tr.Run(ctx) })
-	g.Go(func() error { return n.Ledger.Run(ctx) })
+	n.ran = make(chan error, 1)
+	g.Go(func() error {
+		err := n.Ledger.Run(ctx)
+		n.ran <- err
+		return err
+	})
 	n.stop = func() error {
 		cancel()
 		err := g.Wait()
@@ -138,6 +144,22 @@ func (n *node) kill() {
 	n.stop = nil
 }
 
+// ended waits until the ledger's Run returns by itself, and returns why.
+func (n *node) ended() error {
+	n.t.Helper()
+	select {
+	case err := <-n.ran:
+		if n.stop() == nil {
+			n.t.Errorf("%s: it ended without a reason", n.name)
+		}
+		n.stop = nil
+		return err
+	case <-time.After(20 * time.Second):
+		n.t.Fatalf("%s: it does not end; %+v", n.name, n.Status())
+		return nil
+	}
+}
+
 // await waits until ok holds on this host.
 func (n *node) await(what string, ok func() bool) {
 	n.t.Helper()
@@ -154,8 +176,14 @@ func (n *node) await(what string, ok func() bool) {
 	}
 }
 
+// fresh brings the host into a cluster, and waits until it has a session.
 func (n *node) fresh() *node {
 	n.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if _, err := n.want(ctx); err != nil {
+		n.t.Fatalf("%s: %v", n.name, err)
+	}
 	n.await("it is fresh", n.Fresh)
 	return n
 }

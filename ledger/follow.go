@@ -92,6 +92,7 @@ func (l *Ledger) lookAround(ctx context.Context) {
 	id := l.ID()
 	var hints []netip.AddrPort
 	for _, a := range answers {
+		l.consider(a)
 		if a.err == nil && a.reply.Cluster == id {
 			for _, v := range a.reply.Voters {
 				hints = append(hints, v.Address)

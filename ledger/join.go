@@ -2,115 +2,261 @@ package ledger
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
-	"strings"
-	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/ledger/founding"
 	"github.com/isthmus-net/isthmus/transport"
 )
 
-// settle returns when this host belongs to a cluster, or has a log that says
-// to which.
+// JoinState is a member of JOIN, as a host without a cluster sees it.
+type JoinState = founding.Member
+
+// search is what is to be seen of a host's search for a cluster.
+type search struct {
+	on      bool
+	founds  cluster.ID
+	promise founding.Promise
+	first   cluster.HostID // who is to found, when it is not this host
+	text    string
+	stuck   bool
+	members []JoinState
+}
+
+// persuadeTime bounds how long another host is asked to found a cluster.
+const persuadeTime = proposeTime - 500*time.Millisecond
+
+// settle returns when this host belongs to a cluster.
 func (l *Ledger) settle(ctx context.Context) error {
+	if l.ID() != "" {
+		return nil
+	}
 	if hasLog(l.cfg.Dir) {
 		_, err := l.Cluster(ctx)
 		return err
 	}
-	if l.ID() != "" {
-		return nil
+	return l.seek(ctx)
+}
+
+// want waits until this host belongs to a cluster, and asks for one meanwhile.
+func (l *Ledger) want(ctx context.Context) (cluster.ID, error) {
+	count := func(n int) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.wants += n
+		l.notify()
 	}
+	if id := l.ID(); id != "" {
+		return id, nil
+	}
+	count(1)
+	defer count(-1)
+	return l.Cluster(ctx)
+}
+
+// seeker is the shell around the machine of package founding.
+type seeker struct {
+	*Ledger
+	m       *founding.Machine
+	tasks   errgroup.Group
+	replies map[string]whereReply // the newest of each peer
+	unkept  bool                  // the last promise could not be written
+}
+
+// seek runs until this host belongs to a cluster.
+func (l *Ledger) seek(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	config := founding.Config{Host: l.cfg.Host, Join: l.cfg.Join, Force: l.cfg.Force}
+	if err := errors.Join(l.read(promiseKey, &config.Promise), l.read(knownKey, &config.Known)); err != nil {
+		cancel()
+		return err
+	}
+	s := &seeker{Ledger: l, m: founding.New(config), replies: map[string]whereReply{}}
+	defer func() {
+		cancel()
+		s.tasks.Wait()
+	}()
+	tick := time.NewTimer(0)
+	defer tick.Stop()
+	s.publish()
 	for {
-		found, err := l.tryJoin(ctx)
-		if found {
-			if err = l.begin(ctx, cluster.Command{Host: l.cfg.Host, Found: &cluster.Found{Cluster: cluster.ID(random())}}); err == nil {
-				_, err = l.Cluster(ctx)
-			}
-		}
-		if err == nil {
-			return nil
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		l.note(err.Error())
-		rest := pause()
-		if refusal := (*cluster.Refusal)(nil); errors.As(err, &refusal) {
-			rest = refusedPause
-		}
-		if !l.wait(ctx, nil, rest) {
-			return ctx.Err()
-		}
-	}
-}
-
-// tryJoin looks for a cluster once. It reports that this host is to found one,
-// or returns nil after it was let into one, or says what it waits for.
-func (l *Ledger) tryJoin(ctx context.Context) (found bool, err error) {
-	if len(l.cfg.Join) == 0 {
-		return true, nil
-	}
-	asking, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	answers := l.askJoin(asking)
-	clusters := map[cluster.ID]answer{}
-	var order []cluster.ID
-	var troubles []string
-	free := 0
-	for _, a := range answers {
+		changed := l.watch()
+		l.mu.Lock()
+		id, wanted := l.id, l.wants > 0
+		l.mu.Unlock()
+		var e founding.Event
 		switch {
-		case a.self:
-			free++
-		case a.err != nil:
-			troubles = append(troubles, fmt.Sprintf("%s: %v", a.entry, plain(a.err)))
-		case a.reply.Cluster == "":
-			free++
-			troubles = append(troubles, fmt.Sprintf("%s: belongs to no cluster yet", a.entry))
+		case id != "":
+			return nil
+		case wanted && !s.m.Wanted():
+			e = founding.Want{}
+		case !wanted && s.m.Wanted():
+			e = founding.Sated{}
 		default:
-			if _, known := clusters[a.reply.Cluster]; !known {
-				order = append(order, a.reply.Cluster)
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-changed:
+				continue
+			case e = <-l.events:
+			case <-tick.C:
+				tick.Reset(pause())
+				e = founding.Tick{Fresh: cluster.ID(random())}
 			}
-			clusters[a.reply.Cluster] = a.answer
 		}
+		if h, ok := e.(heard); ok {
+			s.replies[h.peer], e = h.reply, h.Event
+		}
+		for _, effect := range s.m.Step(e) {
+			s.do(ctx, effect)
+		}
+		s.publish()
 	}
-	switch {
-	case len(order) > 1:
-		return false, fmt.Errorf("the members of JOIN belong to two clusters, %s and %s: run `isthmus reset` on those that should join the other, or name only one of them", order[0], order[1])
-	case len(order) == 1:
-		return false, l.enter(ctx, order[0], answers)
-	case l.cfg.Force:
-		return true, nil
-	case answers[0].self && free > len(answers)/2:
-		return true, nil
-	case answers[0].self:
-		return false, fmt.Errorf("%s (%d of %d members of JOIN answer, and a majority must agree that there is no cluster yet: start them, or set FOUND=force here)",
-			strings.Join(troubles, "; "), free, len(answers))
-	}
-	return false, fmt.Errorf("%s (the first member of JOIN, %s, founds the cluster; it must list itself there, or leave JOIN empty)", strings.Join(troubles, "; "), answers[0].entry)
 }
 
-// enter says hello to a cluster that members of JOIN told about.
-func (l *Ledger) enter(ctx context.Context, id cluster.ID, answers []joinAnswer) error {
-	var voters []Server
+// heard is an event with all that the peer said.
+type heard struct {
+	founding.Event
+	peer  string
+	reply whereReply
+}
+
+// post gives an event to the search; false when it is over.
+func (l *Ledger) post(ctx context.Context, e founding.Event) bool {
+	for {
+		changed := l.watch()
+		if l.ID() != "" {
+			return false
+		}
+		select {
+		case l.events <- e:
+			return true
+		case <-changed:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+func (s *seeker) do(ctx context.Context, e founding.Effect) {
+	task := func(d time.Duration, do func(context.Context) founding.Event) {
+		s.tasks.Go(func() error {
+			bounded, cancel := context.WithTimeout(ctx, d)
+			defer cancel()
+			s.post(ctx, do(bounded))
+			return nil
+		})
+	}
+	switch e := e.(type) {
+	case founding.Ask:
+		task(patience, func(ctx context.Context) founding.Event {
+			a := s.askEntry(ctx, e.Peer)
+			return heard{founding.Answered{Peer: e.Peer, At: a.at, Self: a.self, Answer: a.reply.Answer, Err: text(a.err)}, e.Peer, a.reply}
+		})
+	case founding.Persuade:
+		to := s.placeOf(e.Peer)
+		task(persuadeTime, func(ctx context.Context) founding.Event {
+			reply, err := transport.Call[foundRequest, whereReply](transport.Anonymous(ctx), s.cfg.Transport, to, foundMethod, foundRequest{})
+			return heard{founding.Persuaded{Peer: e.Peer, Answer: reply.Answer, Err: text(err)}, e.Peer, reply}
+		})
+	case founding.Record:
+		to := s.placeOf(e.Peer)
+		s.mu.Lock()
+		promise := founding.Promise{Cluster: e.Cluster, Founder: s.cfg.Host, Name: s.cfg.Self.Name, At: s.cfg.Self.Address}
+		s.mu.Unlock()
+		task(patience, func(ctx context.Context) founding.Event {
+			reply, err := transport.Call[recordRequest, recordReply](transport.Anonymous(ctx), s.cfg.Transport, to, recordMethod, recordRequest{promise, e.Force})
+			return heard{founding.Recorded{Peer: e.Peer, Cluster: e.Cluster, OK: reply.OK, Answer: reply.Host.Answer, Err: text(err)}, e.Peer, reply.Host}
+		})
+	case founding.Keep:
+		err := s.write(promiseKey, e.Promise)
+		if s.unkept = err != nil; s.unkept {
+			s.log.WithError(err).Error("cannot record the promise to a founder")
+		}
+	case founding.Reply:
+		e.Token.(chan bool) <- e.OK && !s.unkept
+	case founding.Found:
+		s.tasks.Go(func() error {
+			err := s.begin(ctx, cluster.Command{Host: s.cfg.Host, Found: &cluster.Found{Cluster: e.Cluster}})
+			if err != nil {
+				s.post(ctx, founding.Founded{Err: text(err)})
+			}
+			return nil // the log itself tells of its cluster
+		})
+	case founding.Enter:
+		var voters []Server
+		for _, p := range e.Peers {
+			for _, v := range s.replies[p].Voters {
+				if !slices.Contains(voters, v) {
+					voters = append(voters, v)
+				}
+			}
+		}
+		s.tasks.Go(func() error {
+			err := s.enter(ctx, e.Cluster, voters)
+			if err == nil {
+				return nil
+			}
+			if refusal := (*cluster.Refusal)(nil); errors.As(err, &refusal) {
+				s.wait(ctx, nil, refusedPause)
+			}
+			s.post(ctx, founding.Entered{Err: text(err)})
+			return nil
+		})
+	}
+}
+
+// placeOf is where a peer was reached.
+func (s *seeker) placeOf(peer string) netip.AddrPort {
+	for _, m := range s.m.Members() {
+		if m.Entry == peer {
+			return m.Address
+		}
+	}
+	return netip.AddrPort{}
+}
+
+// publish shows the others, and people, how the search stands.
+func (s *seeker) publish() {
+	now := search{on: true, founds: s.m.Founds(), promise: s.m.Promise(), first: s.m.First(), members: s.m.Members()}
+	now.text, now.stuck = s.m.Text()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.search
+	s.search, s.waiting = now, now.text
+	if was.text != now.text || was.founds != now.founds || !slices.Equal(was.members, now.members) {
+		if entry := s.log.WithField("cause", now.text); was.text != now.text && now.stuck {
+			entry.Warn("this host belongs to no cluster yet")
+		}
+		s.notify()
+	}
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return plain(err).Error()
+}
+
+// enter says hello to a cluster that others told about.
+func (l *Ledger) enter(ctx context.Context, id cluster.ID, voters []Server) error {
 	l.mu.Lock()
 	l.hints = nil
-	for _, a := range answers {
-		if a.err == nil && a.reply.Cluster == id {
-			voters = a.reply.Voters
-			for _, v := range a.reply.Voters {
-				l.hints = append(l.hints, v.Address)
-			}
-		}
+	for _, v := range voters {
+		l.hints = append(l.hints, v.Address)
 	}
-	self := l.self.Address
+	self := l.cfg.Self.Address
 	l.mu.Unlock()
 	if len(voters) > 0 && !slices.ContainsFunc(voters, func(v Server) bool { return v.Address != self }) {
-		return fmt.Errorf("the log of cluster %s was on this very host, and is gone: bring its state back, or run `isthmus reset` on the other members and found a new cluster", id)
+		return fmt.Errorf("the log of cluster %s was on this very host, and is gone: bring its state back, or run `isthmus recover` on another member, which goes on from its copy", id)
 	}
 	ctx, cancel := context.WithTimeout(ctx, proposeTime)
 	defer cancel()
@@ -128,117 +274,78 @@ func (l *Ledger) enter(ctx context.Context, id cluster.ID, answers []joinAnswer)
 	return l.belong(id)
 }
 
-// answer is what one host said to ledger.where.
-type answer struct {
-	reply whereReply
-	err   error
-}
+// foundMethod asks a host without a cluster to found one.
+const foundMethod = "ledger.found"
 
-// joinAnswer is what an entry of JOIN said: the first of its addresses that
-// answered, or why none did.
-type joinAnswer struct {
-	entry string
-	self  bool
-	answer
-}
+type foundRequest struct{}
 
-// askJoin asks all entries of JOIN at the same time, in their order.
-func (l *Ledger) askJoin(ctx context.Context) []joinAnswer {
-	out := make([]joinAnswer, len(l.cfg.Join))
-	var wg sync.WaitGroup
-	for i, entry := range l.cfg.Join {
-		out[i].entry = entry
-		wg.Go(func() {
-			addrs, err := transport.Resolve(ctx, []string{entry}, l.cfg.Port)
-			if out[i].err = err; len(addrs) == 0 {
-				return
-			}
-			if out[i].self = l.isSelf(addrs); out[i].self {
-				out[i].err = nil
-				return
-			}
-			for _, a := range l.ask(ctx, addrs) {
-				if out[i].answer = a; a.err == nil {
-					out[i].self = a.reply.Host == l.cfg.Host
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	return out
-}
-
-// ask asks all addresses at the same time; answers come before failures.
-func (l *Ledger) ask(ctx context.Context, addrs []netip.AddrPort) []answer {
-	all := make([]answer, len(addrs))
-	var wg sync.WaitGroup
-	for i, at := range addrs {
-		wg.Go(func() {
-			all[i].reply, all[i].err = transport.Call[whereRequest, whereReply](ctx, l.cfg.Transport, at, whereMethod, whereRequest{})
-		})
-	}
-	wg.Wait()
-	var good, bad []answer
-	for _, a := range all {
-		if a.err == nil {
-			good = append(good, a)
-		} else {
-			bad = append(bad, a)
-		}
-	}
-	return append(good, bad...)
-}
-
-// isSelf reports whether one of the addresses of an entry is this host's own.
-// Hosts often find their own name at a loopback address.
-func (l *Ledger) isSelf(addrs []netip.AddrPort) bool {
+func (l *Ledger) serveFound(ctx context.Context, from cluster.HostID, _ foundRequest) (whereReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, persuadeTime-250*time.Millisecond)
+	defer cancel()
 	l.mu.Lock()
-	self := l.self.Address
+	first := l.search.first
 	l.mu.Unlock()
-	own := map[netip.Addr]bool{self.Addr().Unmap(): true}
-	if local, err := net.InterfaceAddrs(); err == nil {
-		for _, a := range local {
-			if p, err := netip.ParsePrefix(a.String()); err == nil {
-				own[p.Addr().Unmap()] = true
-			}
-		}
+	if first == from {
+		return whereReply{}, fmt.Errorf("by its own JOIN it waits for that host in turn: give all hosts one and the same JOIN, or leave it empty on the one that is to found the cluster")
 	}
-	for _, a := range addrs {
-		if a.Port() == self.Port() && (own[a.Addr().Unmap()] || a.Addr().IsLoopback()) {
-			return true
-		}
+	if _, err := l.want(ctx); err != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return whereReply{}, errors.New(l.waiting)
 	}
-	return false
+	return l.where("")
 }
 
-// watchJoin notices members of JOIN that belong to another cluster than this
-// host, which keeps its own.
-func (l *Ledger) watchJoin(ctx context.Context) {
-	if _, err := l.Cluster(ctx); err != nil {
-		return
+// recordMethod asks a host to record a founder's promise.
+const recordMethod = "ledger.record"
+
+type recordRequest struct {
+	Promise founding.Promise `json:"promise"`
+	Force   bool             `json:"force,omitempty"`
+}
+
+type recordReply struct {
+	OK   bool       `json:"ok"`
+	Host whereReply `json:"host"`
+}
+
+func (l *Ledger) serveRecord(ctx context.Context, from cluster.HostID, req recordRequest) (recordReply, error) {
+	if req.Promise.Founder != from || req.Promise.Cluster == "" {
+		return recordReply{}, cluster.Refuse(cluster.Invalid, "host %s may not speak for host %s", from.Short(), req.Promise.Founder.Short())
 	}
-	for {
-		asking, cancel := context.WithTimeout(ctx, patience)
-		foreign := ""
-		for _, a := range l.askJoin(asking) {
-			var dial *transport.DialError
-			if errors.As(a.err, &dial) && dial.Cause == transport.OtherCluster {
-				foreign = fmt.Sprintf("%s: %v", a.entry, dial.Err)
-				break
-			}
-		}
-		cancel()
-		l.mu.Lock()
-		if l.foreign != foreign && ctx.Err() == nil {
-			if l.foreign = foreign; foreign != "" {
-				l.log.WithField("cause", foreign).Error("a member of JOIN belongs to another cluster")
-			}
-			l.notify()
-		}
-		l.mu.Unlock()
-		if !l.wait(ctx, nil, time.Minute) {
-			return
+	var out recordReply
+	token := make(chan bool, 1)
+	if l.post(ctx, founding.Asked{Promise: req.Promise, Force: req.Force, Token: token}) {
+		select {
+		case out.OK = <-token:
+		case <-ctx.Done():
+			return recordReply{}, ctx.Err()
 		}
 	}
+	var err error
+	out.Host, err = l.where("")
+	return out, err
+}
+
+var (
+	promiseKey = []byte("promise") // founding.Promise
+	knownKey   = []byte("known")   // []netip.AddrPort: members of the cluster to enter
+)
+
+// read and write are for small values that must be on disk before anything
+// follows from them.
+func (l *Ledger) read(key []byte, into any) error {
+	b, err := load(l.cfg.DB, key)
+	if err == nil && b != nil {
+		err = json.Unmarshal(b, into)
+	}
+	return err
+}
+
+func (l *Ledger) write(key []byte, val any) error {
+	b, err := json.Marshal(val)
+	if err == nil {
+		err = save(l.cfg.DB, key, b)
+	}
+	return err
 }

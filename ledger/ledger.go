@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/ledger/founding"
 	"github.com/isthmus-net/isthmus/transport"
 )
 
@@ -51,14 +52,14 @@ type Ledger struct {
 	// turn is held by whoever has a request under way: a host has one at a
 	// time. Its holder alone counts requests and says hello.
 	turn    chan struct{}
-	orders  chan order // to keepLog
+	orders  chan order          // to keepLog
+	judging chan struct{}       // wakes keepMeeting
+	events  chan founding.Event // to seek
 	request uint64
-	run     uint64 // upper bits of all nonces of this run
+	nonce   uint64 // of this run
 
 	mu        sync.Mutex
 	changed   chan struct{} // closed and replaced when anything below changes
-	self      cluster.Hello
-	hello     cluster.Hello // the last one that was sent
 	session   uint64        // 0: none
 	id        cluster.ID
 	voters    []Server
@@ -67,19 +68,24 @@ type Ledger struct {
 	replica   *replica
 	office    bool // the replica serves others
 	reachable bool
-	waiting   string // what keeps the host from being served
-	refused   string // why its Hello was refused
-	foreign   string // a member of Join that belongs to another cluster
-	broken    error  // the copy cannot be written
+	waiting   string           // what keeps the host from being served
+	refused   *cluster.Refusal // why its Hello was refused
+	foreign   string           // what is to be said of other clusters that were met
+	broken    error            // the copy cannot be written
+	wants     int              // commands that wait for a cluster
+	search    search           // for one
+	met       map[cluster.ID]meeting
+	buried    struct { // what became of the cluster of this host
+		into cluster.ID
+		at   []netip.AddrPort
+	}
+	former map[cluster.ID]cluster.ID // clusters of this host that dissolved, and into which
 }
 
 // ErrDissolved is what Run returns after the cluster of this host, which had no
 // pools, dissolved into another: this host has forgotten its cluster, and a new
 // Ledger over the same state joins the other one.
 var ErrDissolved = errors.New("the cluster of this host dissolved into another")
-
-// nonceBits is the part of a nonce that counts the Hellos of one run.
-const nonceBits = 24
 
 // Open reads what is on disk and registers the ledger's RPC methods with the
 // transport. It starts nothing.
@@ -93,9 +99,12 @@ func Open(cfg Config) (*Ledger, error) {
 		cfg: cfg, log: cfg.Log, mirror: m,
 		turn:    make(chan struct{}, 1),
 		orders:  make(chan order),
+		events:  make(chan founding.Event),
+		judging: make(chan struct{}, 1),
+		met:     map[cluster.ID]meeting{},
+		former:  map[cluster.ID]cluster.ID{},
 		changed: make(chan struct{}),
-		run:     rand.Uint64() >> nonceBits,
-		self:    cfg.Self,
+		nonce:   rand.Uint64() | 1,
 		waiting: "starting",
 	}
 	id, err := load(cfg.DB, clusterKey)
@@ -103,11 +112,7 @@ func Open(cfg Config) (*Ledger, error) {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
 	l.id = cluster.ID(id)
-	b, err := load(cfg.DB, votersKey)
-	if err == nil && b != nil {
-		err = json.Unmarshal(b, &l.voters)
-	}
-	if err != nil {
+	if err := errors.Join(l.read(votersKey, &l.voters), l.read(formerKey, &l.former)); err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
 	l.serve()
@@ -119,7 +124,7 @@ func Open(cfg Config) (*Ledger, error) {
 func (l *Ledger) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { l.mirror.run(ctx, l.noteBroken); return nil })
-	g.Go(func() error { l.watchJoin(ctx); return nil })
+	g.Go(func() error { return l.keepMeeting(ctx) })
 	g.Go(func() error { return l.keepLog(ctx) })
 	g.Go(func() error {
 		if err := l.settle(ctx); err != nil {
@@ -129,7 +134,14 @@ func (l *Ledger) Run(ctx context.Context) error {
 		l.keepFollowing(ctx)
 		return nil
 	})
-	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+	err := g.Wait()
+	switch {
+	case errors.Is(err, ErrDissolved):
+		err = errors.Join(err, l.forget())
+	case errors.Is(err, context.Canceled):
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("run ledger: %w", err)
 	}
 	return nil
@@ -165,27 +177,12 @@ func (l *Ledger) Registry() *cluster.Registry { return l.mirror.Registry() }
 // newer than everything that an earlier run was told.
 func (l *Ledger) Fresh() bool {
 	h := l.Registry().Hosts[l.cfg.Host]
-	return h.Session != 0 && h.Nonce>>nonceBits == l.run
+	return h.Session != 0 && h.Nonce == l.nonce
 }
 
 // Subscribe returns a one-slot channel that is signalled on any change of
 // Registry, Fresh or Status. It lives as long as the Ledger.
 func (l *Ledger) Subscribe() <-chan struct{} { return l.mirror.subscribe() }
-
-// SetSelf changes what this host says of itself: address, VTEP, name. A new
-// Hello follows when it differs.
-func (l *Ledger) SetSelf(self cluster.Hello) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !sameHello(l.self, self) {
-		l.self = self
-		l.notify()
-	}
-}
-
-func sameHello(a, b cluster.Hello) bool {
-	return a.PublicKey.Equal(b.PublicKey) && a.Name == b.Name && a.VTEP == b.VTEP && a.Address == b.Address && a.Machine == b.Machine
-}
 
 // UpdateAddresses says where hosts are heard of now; a voter that moved is
 // found there.
@@ -215,14 +212,19 @@ func (l *Ledger) Status() Status {
 	switch {
 	case l.broken != nil:
 		s.Error = l.broken.Error()
+	case l.refused != nil:
+		s.Error, s.Refused = l.refused.Text, l.refused.Code
 	case l.waiting != "":
 		s.Error = l.waiting
-	case l.refused != "":
-		s.Error = l.refused
 	default:
 		s.Error = l.foreign
 	}
-	if s.Role == Joining {
+	if s.Role != Joining {
+		return s
+	}
+	if s.Founding, s.Waiting = l.search.text, l.search.members; l.search.on && !l.search.stuck {
+		s.Error = ""
+	} else {
 		s.Error = "joining: " + s.Error
 	}
 	return s
@@ -280,15 +282,15 @@ func (l *Ledger) note(waiting string) {
 	l.notify()
 }
 
-// noteRefused records why this host gets no session; "" when it has one.
-func (l *Ledger) noteRefused(why string) {
+// noteRefused records why this host gets no session; nil when it has one.
+func (l *Ledger) noteRefused(why *cluster.Refusal) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.refused == why {
+	if why == l.refused || why != nil && l.refused != nil && why.Text == l.refused.Text {
 		return
 	}
-	if l.refused = why; why != "" {
-		l.log.WithField("cause", why).Error("the cluster refuses this host")
+	if l.refused = why; why != nil {
+		l.log.WithField("cause", why.Text).Error("the cluster refuses this host")
 	}
 	l.notify()
 }

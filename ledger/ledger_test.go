@@ -22,11 +22,14 @@ import (
 func TestFounderAlone(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, "host1").start()
-	id, err := n.Cluster(t.Context())
+	n.await("it looks for a cluster", func() bool { return n.Status().Founding != "" })
+	if s := n.Status(); s.Role != Joining || s.Error != "" || s.Founding != "no cluster yet: it is founded with the first network" || n.ID() != "" || hasLog(n.cfg.Dir) {
+		t.Errorf("status %+v of a host that nobody asked for anything", s)
+	}
+	id, err := n.fresh().Cluster(t.Context())
 	if err != nil || len(id) != 16 || id != n.ID() {
 		t.Fatalf("cluster %q: %v", id, err)
 	}
-	n.fresh()
 	res := n.must(attach("10.1.0.0/16"))
 	if _, ok := n.Registry().Pools[res.Pool.Key]; !ok {
 		t.Error("the pool is not in the copy")
@@ -151,8 +154,9 @@ func TestStaleSession(t *testing.T) {
 	client := nodes[1].start(join[0]).fresh()
 	client.must(attach("10.1.0.0/16"))
 	client.mu.Lock()
-	hello, session := client.hello, client.session
+	session := client.session
 	client.mu.Unlock()
+	hello := client.cfg.Self
 	hello.Nonce = 1
 	call := func(c cluster.Command) cluster.Result {
 		c.Host = client.id()
@@ -224,21 +228,6 @@ func TestLostAnswer(t *testing.T) {
 	}
 	if n := len(founder.Registry().Leases); n != 1 {
 		t.Errorf("%d leases", n)
-	}
-}
-
-func TestSetSelf(t *testing.T) {
-	t.Parallel()
-	nodes, join := hosts(t, 2)
-	nodes[0].start().fresh()
-	client := nodes[1].start(join[0]).fresh()
-	self := client.cfg.Self
-	self.VTEP = netip.MustParseAddr("192.0.2.77")
-	client.SetSelf(self)
-	nodes[0].await("the address is known", func() bool { return nodes[0].Registry().Hosts[client.id()].VTEP == self.VTEP })
-	client.must(attach("10.1.0.0/16"))
-	if !client.Fresh() {
-		t.Error("not fresh after a second hello")
 	}
 }
 

@@ -61,6 +61,11 @@ func (l *Ledger) take(ctx context.Context) error {
 func (l *Ledger) release() { <-l.turn }
 
 func (l *Ledger) inTurn(ctx context.Context, c cluster.Command) (cluster.Result, error) {
+	// To enter a cluster needs the turn.
+	id, err := l.want(ctx)
+	if err != nil {
+		return cluster.Result{}, l.unreachable(err)
+	}
 	if err := l.take(ctx); err != nil {
 		return cluster.Result{}, err
 	}
@@ -69,18 +74,12 @@ func (l *Ledger) inTurn(ctx context.Context, c cluster.Command) (cluster.Result,
 	c.Request = l.request
 	for {
 		if c.Session = l.openSession(); c.Session == 0 {
-			id, err := l.Cluster(ctx)
-			if err == nil {
-				err = l.sayHello(ctx, id)
-			} else {
-				err = l.unreachable(err)
-			}
-			if err != nil {
+			if err := l.sayHello(ctx, id); err != nil {
 				return cluster.Result{}, err
 			}
 			continue
 		}
-		res, err := l.submit(ctx, l.ID(), c)
+		res, err := l.submit(ctx, id, c)
 		// That session is over, so this command was not done in it just now.
 		// Under the next one it is a new command.
 		if err == nil && res.Refused != nil && ctx.Err() == nil &&
@@ -178,9 +177,6 @@ func (l *Ledger) await(ctx context.Context, index uint64) {
 func (l *Ledger) openSession() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.session == 0 || !sameHello(l.hello, l.self) {
-		return 0
-	}
 	return l.session
 }
 
@@ -193,17 +189,14 @@ func (l *Ledger) endSession(session uint64) {
 	}
 }
 
-// sayHello opens a session. The caller holds the turn. As long as the host says
-// the same of itself it says it under the same nonce, so that a Hello whose
-// answer was lost opens one session.
+// sayHello opens a session. The caller holds the turn. All Hellos of a run have
+// one nonce, so that a Hello whose answer was lost opens one session.
 func (l *Ledger) sayHello(ctx context.Context, id cluster.ID) error {
-	l.mu.Lock()
-	hello := l.self
-	if hello.Nonce = l.hello.Nonce; hello.Nonce == 0 || !sameHello(l.hello, l.self) {
-		hello.Nonce = l.run<<nonceBits | (l.hello.Nonce+1)&(1<<nonceBits-1)
+	hello := l.cfg.Self
+	hello.Nonce = l.nonce
+	if l.cfg.Claims != nil {
+		hello.Claims = l.cfg.Claims()
 	}
-	l.hello = hello
-	l.mu.Unlock()
 	res, err := l.submit(ctx, id, cluster.Command{Host: l.cfg.Host, Hello: &hello})
 	if err != nil {
 		return err
@@ -215,10 +208,10 @@ func (l *Ledger) sayHello(ctx context.Context, id cluster.ID) error {
 	l.notify()
 	l.mu.Unlock()
 	if res.Refused != nil {
-		l.noteRefused(res.Refused.Text)
+		l.noteRefused(res.Refused)
 		return res.Refused
 	}
-	l.noteRefused("")
+	l.noteRefused(nil)
 	if r := l.local(); r != nil {
 		l.learn(l.servers(r)) // the address may be another one now
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/ledger/founding"
 	"github.com/isthmus-net/isthmus/transport"
 )
 
@@ -18,14 +19,21 @@ const (
 	followMethod  = "ledger.follow"  // voters: the registry, and then every command
 )
 
-type whereRequest struct{}
-
-// whereReply has no cluster when the host has no state.
-type whereReply struct {
-	Host    cluster.HostID `json:"host"`
-	Name    string         `json:"name"`
+// whereRequest says who asks, so that clusters that meet know of each other
+// whoever asks first.
+type whereRequest struct {
 	Cluster cluster.ID     `json:"cluster,omitempty"`
-	Voters  []Server       `json:"voters,omitempty"`
+	Empty   bool           `json:"empty,omitempty"` // that cluster has no pools
+	Name    string         `json:"name"`
+	At      netip.AddrPort `json:"at"`
+}
+
+type whereReply struct {
+	founding.Answer
+	Gen    uint64   `json:"gen,omitempty"` // of the registry
+	Voters []Server `json:"voters,omitempty"`
+	// Dissolved is the cluster that took the place of the one that asks.
+	Dissolved cluster.ID `json:"dissolved,omitempty"`
 }
 
 type proposeRequest struct {
@@ -46,20 +54,51 @@ type update struct {
 
 func (l *Ledger) serve() {
 	transport.Handle(l.cfg.Transport, whereMethod, l.serveWhere)
+	transport.Handle(l.cfg.Transport, foundMethod, l.serveFound)
+	transport.Handle(l.cfg.Transport, recordMethod, l.serveRecord)
 	transport.Handle(l.cfg.Transport, proposeMethod, l.servePropose)
 	transport.HandleStream(l.cfg.Transport, followMethod, l.serveFollow)
 }
 
-func (l *Ledger) serveWhere(context.Context, cluster.HostID, whereRequest) (whereReply, error) {
+func (l *Ledger) serveWhere(ctx context.Context, _ cluster.HostID, req whereRequest) (whereReply, error) {
+	reply, err := l.where(req.Cluster)
+	if err == nil {
+		l.askedBy(ctx, req)
+	}
+	return reply, err
+}
+
+// where says where this host belongs, to a host of the cluster of.
+func (l *Ledger) where(of cluster.ID) (whereReply, error) {
+	registry := l.Registry()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	voters := slices.Clone(l.voters)
-	for i, v := range voters {
+	reply := whereReply{
+		Answer: founding.Answer{Host: l.cfg.Host, Name: l.cfg.Self.Name, Cluster: l.id},
+		Gen:    registry.Gen, Dissolved: l.former[of],
+	}
+	switch {
+	case l.id != "":
+		reply.Empty, reply.Voters = registry.Empty(), slices.Clone(l.voters)
+	case l.search.on:
+		reply.Founds, reply.Promise = l.search.founds, l.search.promise
+	default:
+		return whereReply{}, errors.New("the host is starting")
+	}
+	for i, v := range reply.Voters {
 		if at, ok := l.addresses[v.Host]; ok {
-			voters[i].Address = at
+			reply.Voters[i].Address = at
 		}
 	}
-	return whereReply{Host: l.cfg.Host, Name: l.self.Name, Cluster: l.id, Voters: voters}, nil
+	return reply, nil
+}
+
+// introduction is what this host says when it asks where others belong.
+func (l *Ledger) introduction() whereRequest {
+	empty := l.Registry().Empty()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return whereRequest{Cluster: l.id, Empty: empty, Name: l.cfg.Self.Name, At: l.cfg.Self.Address}
 }
 
 func (l *Ledger) servePropose(ctx context.Context, from cluster.HostID, req proposeRequest) (cluster.Result, error) {
@@ -134,7 +173,7 @@ func (l *Ledger) servers(r *replica) []Server {
 	for _, id := range r.voters() {
 		s := Server{Host: id, Name: registry.Hosts[id].Name, Address: registry.Hosts[id].Address}
 		if id == l.cfg.Host {
-			s.Name, s.Address = l.self.Name, l.self.Address
+			s.Name, s.Address = l.cfg.Self.Name, l.cfg.Self.Address
 		}
 		out = append(out, s)
 	}
@@ -148,7 +187,7 @@ func (l *Ledger) candidates() []netip.AddrPort {
 	defer l.mu.Unlock()
 	var out []netip.AddrPort
 	add := func(a netip.AddrPort) {
-		if a.IsValid() && a != l.self.Address && !slices.Contains(out, a) {
+		if a.IsValid() && a != l.cfg.Self.Address && !slices.Contains(out, a) {
 			out = append(out, a)
 		}
 	}

@@ -42,6 +42,12 @@ type Status struct {
 	Reachable bool       `json:"reachable"` // a voter serves this host now
 	Fresh     bool       `json:"fresh"`
 	Index     uint64     `json:"index"`
+	// Founding says how a cluster comes to be, while this host has none, and
+	// Waiting whom it asks.
+	Founding string      `json:"founding,omitempty"`
+	Waiting  []JoinState `json:"waiting,omitempty"`
+	// Refused is why the cluster gives this host no session.
+	Refused cluster.Code `json:"refused,omitempty"`
 	// Error says what the host waits for, or what is wrong: empty when all is
 	// well. While joining it begins with "joining: ".
 	Error string `json:"error,omitempty"`

@@ -106,6 +106,15 @@ func (m *Machine) Founds() cluster.ID {
 	return m.founds
 }
 
+// First is the host whose entry is the first of JOIN, when that one is to
+// found and not this one; "" while it is not known.
+func (m *Machine) First() cluster.HostID {
+	if m.founder() || !m.peers[0].answered {
+		return ""
+	}
+	return m.peers[0].answer.Host
+}
+
 // Promise is what this host recorded for another.
 func (m *Machine) Promise() Promise { return m.promise }
 
