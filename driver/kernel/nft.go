@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
@@ -188,7 +187,7 @@ func (own table) write(conn *nftables.Conn, t *nftables.Table, guards State) err
 	for i, s := range own.sets {
 		made := &nftables.Set{
 			ID:    uint32(own.family)<<8 + uint32(i), // of its own in the transaction
-			Table: t, Name: s.name, KeyType: s.key, KeyByteOrder: binaryutil.NativeEndian,
+			Table: t, Name: s.name, KeyType: s.key, KeyByteOrder: s.order,
 		}
 		if err := conn.AddSet(made, nil); err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
@@ -30,10 +31,11 @@ type table struct {
 
 // set holds the guards of one rule, or those of one address family.
 type set struct {
-	name string
-	key  nftables.SetDatatype
-	put  func(Guard) []byte // its key; nil if it has no place here
-	get  func([]byte) Guard // the reverse
+	name  string
+	key   nftables.SetDatatype
+	order binaryutil.ByteOrder // of key, which nft needs to show it
+	put   func(Guard) []byte   // its key; nil if it has no place here
+	get   func([]byte) Guard   // the reverse
 }
 
 // chain is a base chain of ours.
@@ -86,7 +88,7 @@ var ownTables = []table{
 
 // linkSet holds the names of the links that a rule is for.
 func linkSet(name string, rule GuardRule) set {
-	return set{name, nftables.TypeIFName,
+	return set{name, nftables.TypeIFName, binaryutil.NativeEndian,
 		func(g Guard) []byte {
 			if g.Rule != rule {
 				return nil
@@ -104,7 +106,7 @@ func linkSet(name string, rule GuardRule) set {
 
 // peerSet holds the peers of one family that are admitted.
 func peerSet(name string, key nftables.SetDatatype) set {
-	return set{name, key,
+	return set{name, key, binaryutil.BigEndian,
 		func(g Guard) []byte {
 			if ip := g.Peer.AsSlice(); g.Rule == Admit && len(ip) == int(key.Bytes) {
 				return ip

@@ -58,6 +58,8 @@ func newNodes(t *testing.T, kind kernel.Kind, underlay string, setup ...string) 
 		}
 		x.want = stateOf(
 			kernel.Guard{Rule: kernel.NoTrack, Tunnel: netip.AddrPortFrom(vtep(n), vxlanPort)},
+			kernel.Guard{Rule: kernel.DropStrangers, Tunnel: netip.AddrPortFrom(vtep(n), vxlanPort)},
+			kernel.Guard{Rule: kernel.Admit, Peer: vtep(other)},
 			kernel.FDB{Dev: v.Name, Dst: vtep(other)},
 			kernel.FDB{Dev: v.Name, MAC: containerMAC(other), Dst: vtep(other)},
 			kernel.FDB{Dev: v.Name, MAC: mac(byte(other)), Dst: vtep(other)}, // so that frames to the VTEP's MAC arrive
@@ -201,6 +203,7 @@ func TestLinuxTunnelFollowsLocal(t *testing.T) {
 	v.Local = addr("192.0.2.77")
 	a.want.Put(v)
 	apply(t, a.k, a.want)
+	b.want.Put(kernel.Guard{Rule: kernel.Admit, Peer: v.Local})
 	for _, k := range []kernel.FDB{{Dev: "is-v1", MAC: containerMAC(1)}, {Dev: "is-v1", MAC: mac(1)}} {
 		k.Dst = v.Local
 		b.want.Put(k)
