@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -219,4 +220,14 @@ func hosts(t *testing.T, n int) (nodes []*node, join []string) {
 		join = append(join, nodes[i].addr.String())
 	}
 	return nodes, join
+}
+
+// silence takes connections at an address, and says nothing.
+func silence(t *testing.T, at netip.AddrPort) {
+	t.Helper()
+	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
 }

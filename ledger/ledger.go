@@ -72,8 +72,10 @@ type Ledger struct {
 	refused   *cluster.Refusal // why its Hello was refused
 	foreign   string           // what is to be said of other clusters that were met
 	broken    error            // the copy cannot be written
-	wants     int              // commands that wait for a cluster
-	search    search           // for one
+	boot      boot
+	stands    standing // as it is on disk
+	wants     int      // commands that wait for a cluster
+	search    search   // for one
 	met       map[cluster.ID]meeting
 	buried    struct { // what became of the cluster of this host
 		into cluster.ID
@@ -112,7 +114,7 @@ func Open(cfg Config) (*Ledger, error) {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
 	l.id = cluster.ID(id)
-	if err := errors.Join(l.read(votersKey, &l.voters), l.read(formerKey, &l.former)); err != nil {
+	if err := errors.Join(l.read(votersKey, &l.voters), l.read(formerKey, &l.former), l.openBoot()); err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
 	l.serve()
@@ -124,6 +126,7 @@ func Open(cfg Config) (*Ledger, error) {
 func (l *Ledger) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { l.mirror.run(ctx, l.noteBroken); return nil })
+	g.Go(func() error { l.askWitnesses(ctx); return nil })
 	g.Go(func() error { return l.keepMeeting(ctx) })
 	g.Go(func() error { return l.keepLog(ctx) })
 	g.Go(func() error {

@@ -120,6 +120,9 @@ func (l *Ledger) attempt(ctx context.Context, id cluster.ID, c cluster.Command) 
 		if err != nil {
 			return cluster.Result{}, err
 		}
+		if why := l.alive(ctx, c); why != nil {
+			return cluster.Result{Refused: why}, nil
+		}
 		return r.Propose(ctx, c)
 	}
 	first := errors.New("nobody in reach knows where it is")
@@ -197,9 +200,13 @@ func (l *Ledger) sayHello(ctx context.Context, id cluster.ID) error {
 	if l.cfg.Claims != nil {
 		hello.Claims = l.cfg.Claims()
 	}
+	l.keepStanding(0)
 	res, err := l.submit(ctx, id, cluster.Command{Host: l.cfg.Host, Hello: &hello})
 	if err != nil {
 		return err
+	}
+	if res.Refused == nil {
+		l.keepStanding(res.Index)
 	}
 	l.mu.Lock()
 	if l.session = res.Index; res.Refused != nil {

@@ -30,6 +30,7 @@ type whereRequest struct {
 
 type whereReply struct {
 	founding.Answer
+	Run    uint64   `json:"run"`           // the nonce of this run
 	Gen    uint64   `json:"gen,omitempty"` // of the registry
 	Voters []Server `json:"voters,omitempty"`
 	// Dissolved is the cluster that took the place of the one that asks.
@@ -54,6 +55,7 @@ type update struct {
 
 func (l *Ledger) serve() {
 	transport.Handle(l.cfg.Transport, whereMethod, l.serveWhere)
+	transport.Handle(l.cfg.Transport, witnessMethod, l.serveWitness)
 	transport.Handle(l.cfg.Transport, foundMethod, l.serveFound)
 	transport.Handle(l.cfg.Transport, recordMethod, l.serveRecord)
 	transport.Handle(l.cfg.Transport, proposeMethod, l.servePropose)
@@ -75,7 +77,7 @@ func (l *Ledger) where(of cluster.ID) (whereReply, error) {
 	defer l.mu.Unlock()
 	reply := whereReply{
 		Answer: founding.Answer{Host: l.cfg.Host, Name: l.cfg.Self.Name, Cluster: l.id},
-		Gen:    registry.Gen, Dissolved: l.former[of],
+		Run:    l.nonce, Gen: registry.Gen, Dissolved: l.former[of],
 	}
 	switch {
 	case l.id != "":
@@ -108,6 +110,9 @@ func (l *Ledger) servePropose(ctx context.Context, from cluster.HostID, req prop
 	}
 	if req.Command.Host != from || req.Command.Found != nil {
 		return cluster.Result{}, cluster.Refuse(cluster.Invalid, "host %s may not speak for host %s, nor found a cluster here", from.Short(), req.Command.Host.Short())
+	}
+	if why := l.alive(ctx, req.Command); why != nil {
+		return cluster.Result{Refused: why}, nil
 	}
 	return r.Propose(ctx, req.Command)
 }
