@@ -12,6 +12,7 @@
 //	loop      Plan, Dump, Diff, Do (loop.go); then mend what died inside
 //	          sandboxes (mend.go), publish, and announce who moved (speak.go)
 //	agree     tells the cluster which networks this host holds (agree.go)
+//	look      finds in the sandboxes what intent does not know (tenant.go)
 //
 // No call touches the kernel by itself, except that Join has the kernel make
 // the one interface that Docker will take. Everything else edits Intent and
@@ -22,6 +23,23 @@
 // The identity of a network is its set of pools. Several Docker networks with
 // the same pools on one host share one cluster network, one VNI and so one set
 // of kernel objects; these are gone with the last of them.
+//
+// # Who may take part
+//
+// The cluster's word decides whose frames and records are taken (admit.go): not
+// those of a host that it forgot, nor of one that did not confirm since the
+// registry was rebuilt. Frames of strangers are dropped by VTEP. A record counts
+// for an address only if its host leases that (holding.go), so that two hosts
+// that believe to have one address cannot both be reached there.
+//
+// A host that must not take part itself (SetDetached) keeps everything and takes
+// its VXLAN devices down: running containers are cut off, and recover without a
+// restart.
+//
+// State that was set back does not know all containers. What is found in a
+// sandbox on one of our devices is treated as an endpoint while it is there,
+// but never made again. Its network is as intent knows it, else as the cluster
+// does; where neither does, its links stay as they are.
 //
 // # Modes
 //
@@ -38,6 +56,10 @@
 //     own device: duplicate address detection would fail.
 //   - Nothing remote-derived is removed before the news have settled: a plugin
 //     that just started knows of no remote endpoint, and the kernel still does.
+//     What leads to a host that the cluster forgot goes even so.
+//   - No link is removed before the sandboxes were looked into once.
+//   - Address management asks the driver and the driver asks it: neither may
+//     hold a lock meanwhile that its answers need.
 //   - Link changes flush neighbours, permanent ones too: a pass that changed a
 //     link looks again before it ends.
 //   - The definition of a network is kept with the intent: the data path needs

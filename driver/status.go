@@ -183,8 +183,12 @@ func (e Endpoint) state() string {
 	return "created"
 }
 
-// Live reports whether an endpoint of this host has the address.
+// Live reports whether an endpoint of this host has the address, or an
+// interface that was found in a sandbox.
 func (d *Driver) Live(pool cluster.PoolKey, addr netip.Addr) bool {
+	if d.houses(pool, addr) {
+		return true
+	}
 	in := d.store.intent()
 	for _, e := range in.Endpoints {
 		if (e.IPv4.Addr() == addr || e.IPv6.Addr() == addr) && slices.Contains(in.Networks[e.Network].Pools, pool) {

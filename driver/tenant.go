@@ -217,6 +217,20 @@ func (d *Driver) housed(vni uint32) bool {
 	return !d.leaving && (!d.looked || slices.ContainsFunc(d.strangers, func(t Tenant) bool { return t.vni() == vni }))
 }
 
+// houses reports whether a stranger has the address.
+func (d *Driver) houses(pool cluster.PoolKey, addr netip.Addr) bool {
+	v, networks := d.view(), d.store.intent().held()
+	for _, t := range v.Strangers {
+		if !slices.ContainsFunc(t.Addrs, func(p netip.Prefix) bool { return p.Addr() == addr }) {
+			continue
+		}
+		if n, _ := v.networkOf(t, networks); n.Cluster == 0 || slices.Contains(n.Pools, pool) {
+			return true
+		}
+	}
+	return false
+}
+
 // lookAgain finds out who stands on our devices, when it is time to.
 func (l *loop) lookAgain(ctx context.Context, now time.Time) {
 	d := l.d
@@ -264,6 +278,10 @@ func (l *loop) leave(want Desired) func(kernel.Object) kernel.Object {
 			return o
 		case kernel.FDB:
 			if want.Refused[o.Dst] {
+				return nil
+			}
+		case kernel.Neigh:
+			if detached { // the kernel drops them with the device
 				return nil
 			}
 		}

@@ -89,6 +89,8 @@ func TestStrangerInKnownNetwork(t *testing.T) {
 			if got := strings.Join(lines, "; "); got != "10.1.0.0/16 10.1.0.2 /s/known eth0; 10.1.0.0/16 10.1.0.3 /s/web eth0; fd01::/64 fd01::3 /s/web eth0" {
 				t.Errorf("found %s", got)
 			}
+			h.check(h.Live(pools("10.1.0.0/16")[0], netip.MustParseAddr("10.1.0.3")), "its address is free")
+			h.check(!h.Live(pools("10.2.0.0/16")[0], netip.MustParseAddr("10.1.0.3")), "it is in another pool")
 			// Docker stops it: the plugin does not know the endpoint, and says yes.
 			h.ends("web")
 			h.await("it is gone", func() bool { return h.heard.told() == "net 1, 10.1.0.2" && len(h.Status().Problems) == 0 })

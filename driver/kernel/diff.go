@@ -141,7 +141,7 @@ func withRemote(have, want State, stale func(Object) bool) State {
 			continue
 		}
 		l, ok := want[linkKey(k.Dev)].(Link)
-		if !ok || k.Type != "fdb" && k.Type != "neigh" {
+		if !ok || k.Type != "fdb" && (k.Type != "neigh" || l.Down) { // a link that is down has no neighbours
 			continue
 		}
 		if f, ok := h.(FDB); ok && l.Local.IsValid() && f.Dst.Is4() != l.Local.Is4() {

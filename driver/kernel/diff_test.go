@@ -44,6 +44,9 @@ var (
 	dropIn  = kernel.Guard{Dev: "is-v1", Rule: kernel.DropInput}
 	remote  = kernel.FDB{Dev: "is-v1", MAC: mac(9), Dst: addr("192.0.2.9")}
 	flood9  = kernel.FDB{Dev: "is-v1", Dst: addr("192.0.2.9")}
+	fence   = kernel.Guard{Rule: kernel.DropStrangers, Tunnel: netip.MustParseAddrPort("192.0.2.1:8475")}
+	admit2  = kernel.Guard{Rule: kernel.Admit, Peer: addr("192.0.2.2")}
+	admit3  = kernel.Guard{Rule: kernel.Admit, Peer: addr("192.0.2.3")}
 	remote4 = kernel.Neigh{Dev: "is-v1", IP: addr("10.0.0.9"), MAC: mac(9)}
 )
 
@@ -102,6 +105,44 @@ set link is-v1 type vxlan id 7 local 192.0.2.7 dstport 8475 proxy address 02:00:
 `},
 		{"down goes up", stateOf(down), stateOf(tunnel), kernel.Options{}, `
 set link is-v1 type vxlan id 7 local 192.0.2.1 dstport 8475 proxy address 02:00:00:00:00:01 mtu 1450
+`},
+		{"down: what stands on it stays, neighbours go by themselves", stateOf(tunnel, herald, remote, remote4, dropIn), stateOf(down, herald, remote, dropIn), kernel.Options{}, `
+set link is-v1 type vxlan id 7 local 192.0.2.1 dstport 8475 proxy address 02:00:00:00:00:01 mtu 1450 down
+`},
+		{"down: it stays so", stateOf(down, herald), stateOf(down, herald), kernel.Options{}, ``},
+		{"down: up again, with neighbours", stateOf(down, herald, remote), stateOf(tunnel, herald, remote, remote4), kernel.Options{}, `
+set link is-v1 type vxlan id 7 local 192.0.2.1 dstport 8475 proxy address 02:00:00:00:00:01 mtu 1450
+add neigh 10.0.0.9 dev is-v1 lladdr 02:00:00:00:00:09
+`},
+		{"down: unsettled, without neighbours even so", stateOf(tunnel, remote, remote4), stateOf(down), kernel.Options{KeepRemote: true}, `
+set link is-v1 type vxlan id 7 local 192.0.2.1 dstport 8475 proxy address 02:00:00:00:00:01 mtu 1450 down
+`},
+		{"unsettled: peers stay admitted", stateOf(fence, admit2, admit3), stateOf(fence, admit2), kernel.Options{KeepRemote: true}, ``},
+		{"unsettled: but not those known to be refused", stateOf(fence, admit2, admit3), stateOf(fence, admit2), kernel.Options{KeepRemote: true, Stale: func(o kernel.Object) bool { return o == kernel.Object(admit3) }}, `
+del guard admit peer 192.0.2.3
+`},
+		{"unsettled: nor without a tunnel", stateOf(fence, admit2, admit3), stateOf(), kernel.Options{KeepRemote: true}, `
+del guard drop-strangers tunnel 192.0.2.1:8475
+del guard admit peer 192.0.2.3
+del guard admit peer 192.0.2.2
+`},
+		{"settled: peers go", stateOf(fence, admit2, admit3), stateOf(fence, admit2), kernel.Options{}, `
+del guard admit peer 192.0.2.3
+`},
+		{"left alone: what nobody wants, as it shall be then", stateOf(tunnel, herald, remote, dropIn, bridge), stateOf(), kernel.Options{Leave: func(o kernel.Object) kernel.Object {
+			if l, ok := o.(kernel.Link); ok && l == tunnel {
+				return down
+			}
+			if o.Key().Dev == bridge.Name {
+				return nil
+			}
+			return o
+		}}, `
+set link is-v1 type vxlan id 7 local 192.0.2.1 dstport 8475 proxy address 02:00:00:00:00:01 mtu 1450 down
+del link is-b1 type bridge address 02:00:00:00:00:04 mtu 1450
+`},
+		{"left alone: not what somebody wants", stateOf(tunnel), stateOf(newMAC), kernel.Options{Leave: func(o kernel.Object) kernel.Object { return o }}, `
+set link is-v1 type vxlan id 7 local 192.0.2.1 dstport 8475 proxy address 02:00:00:00:00:4d mtu 1450
 `},
 		{"a new MAC flushes neighbours only", stateOf(tunnel, remote, remote4), stateOf(newMAC, remote, remote4), kernel.Options{}, `
 set link is-v1 type vxlan id 7 local 192.0.2.1 dstport 8475 proxy address 02:00:00:00:00:4d mtu 1450
@@ -189,7 +230,8 @@ func plan(t *rapid.T, label string) kernel.State {
 		// One of two names for one VNI, and now and then another VNI.
 		v := kernel.Link{Name: "is-v" + pick("name", "a", "b") + string('0'+n), Kind: kernel.VXLAN,
 			VNI: uint32(int(n)*10 + number("vni", 0, 1)), Local: addr(fmt.Sprintf(local, number("local", 1, 2))),
-			Port: 8475, Proxy: pick("proxy", "yes", "yes", "no") == "yes", MAC: mac(10*n + byte(number("mac", 0, 1))), MTU: number("mtu", 1400, 1401)}
+			Port: 8475, Down: pick("down", "no", "no", "yes") == "yes",
+			Proxy: pick("proxy", "yes", "yes", "no") == "yes", MAC: mac(10*n + byte(number("mac", 0, 1))), MTU: number("mtu", 1400, 1401)}
 		if pick("attach", "macvlan", "bridge") == "bridge" {
 			br := kernel.Link{Name: fmt.Sprint("is-br", n), Kind: kernel.Bridge, MAC: v.MAC, MTU: v.MTU}
 			v.Master = br.Name
@@ -209,8 +251,11 @@ func plan(t *rapid.T, label string) kernel.State {
 		for i := range number("remotes", 0, 3) {
 			dst := addr(fmt.Sprintf(far, number("host", 1, 2)))
 			m := mac(200 + byte(i))
-			s.Put(kernel.FDB{Dev: v.Name, MAC: m, Dst: dst}, kernel.FDB{Dev: v.Name, Dst: dst},
-				kernel.Neigh{Dev: v.Name, IP: addr(fmt.Sprintf("10.0.%d.%d", n, i)), MAC: m},
+			s.Put(kernel.FDB{Dev: v.Name, MAC: m, Dst: dst}, kernel.FDB{Dev: v.Name, Dst: dst}, kernel.Guard{Rule: kernel.Admit, Peer: dst})
+			if v.Down {
+				continue
+			}
+			s.Put(kernel.Neigh{Dev: v.Name, IP: addr(fmt.Sprintf("10.0.%d.%d", n, i)), MAC: m},
 				kernel.Neigh{Dev: v.Name, IP: addr(fmt.Sprintf("fd02::%d:%d", n, i)), MAC: m})
 		}
 	}
@@ -381,7 +426,7 @@ func TestKeepRemoteLosesNothing(t *testing.T) {
 			if !ok || k.Type != "fdb" && k.Type != "neigh" {
 				continue
 			}
-			if e, isFDB := h.(kernel.FDB); isFDB && e.Dst.Is4() != l.Local.Is4() {
+			if e, isFDB := h.(kernel.FDB); isFDB && e.Dst.Is4() != l.Local.Is4() || !isFDB && l.Down {
 				continue
 			}
 			if after[k] == nil {

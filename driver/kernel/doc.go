@@ -18,8 +18,9 @@
 //
 // What belongs to Docker is outside that model, and has calls of its own: Hand
 // makes the interface that Docker will move into a sandbox, Observe finds out
-// what Docker called it there, and Mend makes it again in the sandbox after
-// the link below it died and took it along.
+// what Docker called it there, Mend makes it again in the sandbox after the link
+// below it died and took it along, and Tenants lists what of ours is in any
+// sandbox, so that local truth outlives the caller's memory.
 //
 // # Marks
 //
@@ -34,11 +35,18 @@
 //   - Removing a link removes the macvlan links above it, inside containers
 //     too. So everything that can change in place does, and Recreated names
 //     what could not.
+//   - macvlan links above one that goes down lose their carrier, not their
+//     addresses and routes.
 //   - A link that goes down, or gets another MAC, loses its neighbours,
 //     permanent ones too, but not its FDB. Diff adds them again after a MAC
 //     that it changes itself.
 //   - Lowering a link's MTU lowers that of the macvlan links above it. Raising
 //     it does not.
+//   - A VXLAN device receives at all addresses of the host, not only at its own:
+//     strangers are dropped by port and source, whatever the destination. They
+//     are dropped in chain input, where fragments are whole again.
+//   - nft shows a set's elements by the byte order that the set was made with;
+//     the kernel compares bytes.
 //   - A VXLAN device must not be bound to a lower device: it would be deleted
 //     with it, and its MTU clamped.
 //   - proxy on a VXLAN device swallows every ARP packet, replies included; two
