@@ -72,6 +72,10 @@ const (
 	Alive  MemberState = "alive"
 	Failed MemberState = "failed" // not answering; its records are suspended, not dropped
 	Left   MemberState = "left"   // said good-bye
+
+	// Waiting is not membership's word: the host answers, and there is no
+	// cluster yet that either could be a member of.
+	Waiting MemberState = "waiting"
 )
 
 // Member is one host as heard by gossip.

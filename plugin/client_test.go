@@ -106,7 +106,7 @@ func TestCommandsWithoutNode(t *testing.T) {
 }
 
 func TestLaterCommands(t *testing.T) {
-	for _, args := range []string{"doctor", "trace 10.0.0.1 10.0.0.2", "watch", "node rm host2", "leave", "recover", "key rotate", "backup f", "restore --to x"} {
+	for _, args := range []string{"doctor", "trace 10.0.0.1 10.0.0.2", "watch", "key rotate"} {
 		if _, err := runCommand(t, strings.Fields(args)...); err == nil || !strings.Contains(err.Error(), "this version does not have this command yet") {
 			t.Errorf("%s: %v", args, err)
 		}

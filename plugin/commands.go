@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/driver"
@@ -26,18 +27,18 @@ type commands struct {
 	Networks  networksCommand  `cmd:"" help:"The networks of this host."`
 	Endpoints endpointsCommand `cmd:"" help:"The endpoints of these networks, on all hosts."`
 	Ipam      ipamCommand      `cmd:"" help:"Address pools: who owns which block, what is used and free."`
+	Node      nodeCommand      `cmd:"" help:"Take another host out of the cluster."`
+	Leave     leaveCommand     `cmd:"" help:"Take this host out of the cluster, and give back all that it holds."`
+	Recover   recoverCommand   `cmd:"" help:"Go on from this host when the majority of the voters is lost for good."`
+	Backup    backupCommand    `cmd:"" help:"Write what the cluster agreed about to a file."`
+	Restore   restoreCommand   `cmd:"" help:"Go on from a backup when no host has a newer copy."`
 	Reset     resetCommand     `cmd:"" help:"Clear this host of all that isthmus made, and make it a new host."`
 	Version   versionCommand   `cmd:"" help:"The version of this command and of the plugin."`
 
-	Doctor  laterCommand `cmd:"" hidden:""`
-	Trace   laterCommand `cmd:"" hidden:""`
-	Watch   laterCommand `cmd:"" hidden:""`
-	Node    laterCommand `cmd:"" hidden:""`
-	Leave   laterCommand `cmd:"" hidden:""`
-	Recover laterCommand `cmd:"" hidden:""`
-	Key     laterCommand `cmd:"" hidden:""`
-	Backup  laterCommand `cmd:"" hidden:""`
-	Restore laterCommand `cmd:"" hidden:""`
+	Doctor laterCommand `cmd:"" hidden:""`
+	Trace  laterCommand `cmd:"" hidden:""`
+	Watch  laterCommand `cmd:"" hidden:""`
+	Key    laterCommand `cmd:"" hidden:""`
 }
 
 // errNotWell makes the exit status say what the tables said.
@@ -112,15 +113,7 @@ type networksForget struct {
 }
 
 func (f networksForget) Run(ctx context.Context, c *console) error {
-	plugin, err := connect(ctx, c.socket)
-	if err != nil {
-		return err
-	}
-	var r ForgetReport
-	if err := plugin.post(ctx, "networks/forget", ForgetRequest(f), &r); err != nil {
-		return err
-	}
-	return c.show(r, func(w io.Writer) { renderForget(w, r) })
+	return change(ctx, c, "networks/forget", ForgetRequest(f), renderForget)
 }
 
 type endpointsCommand struct{}
@@ -168,6 +161,93 @@ func (r resetCommand) Run(ctx context.Context, c *console) error {
 		return err
 	}
 	return c.show(done, func(w io.Writer) { renderReset(w, done) })
+}
+
+type nodeCommand struct {
+	Rm nodeRemove `cmd:"" help:"Remove a host for good, with all that it holds. It must be reset before it can join again."`
+}
+
+type nodeRemove struct {
+	What string `arg:"" help:"The host's name, or its id or the beginning of that."`
+	Dead bool   `help:"It is off and will not come back: what it had may be used by others at once."`
+}
+
+func (r nodeRemove) Run(ctx context.Context, c *console) error {
+	return change(ctx, c, "node/rm", RemoveRequest(r), renderRemove)
+}
+
+type leaveCommand struct{}
+
+func (leaveCommand) Run(ctx context.Context, c *console) error {
+	return change(ctx, c, "leave", struct{}{}, renderLeave)
+}
+
+type recoverCommand struct{}
+
+func (recoverCommand) Run(ctx context.Context, c *console) error {
+	return change(ctx, c, "recover", struct{}{}, renderRebuilt)
+}
+
+type backupCommand struct {
+	File string `arg:"" optional:"" default:"-" help:"Where to write it; - is the standard output."`
+}
+
+// Run writes the backup beside the file first: one that is cut short must not
+// take the place of one that is whole.
+func (b backupCommand) Run(ctx context.Context, c *console) error {
+	plugin, err := connect(ctx, c.socket)
+	if err != nil {
+		return err
+	}
+	var copied json.RawMessage
+	if err := plugin.get(ctx, "backup", &copied); err != nil {
+		return err
+	}
+	if b.File == "-" {
+		_, err := fmt.Fprintf(c.out, "%s\n", copied)
+		return err
+	}
+	if err := writeFile(b.File, copied); err != nil {
+		return fmt.Errorf("write backup: %w", err)
+	}
+	return nil
+}
+
+type restoreCommand struct {
+	File string `arg:"" help:"What isthmus backup wrote; - is the standard input."`
+}
+
+func (r restoreCommand) Run(ctx context.Context, c *console) error {
+	from := io.Reader(os.Stdin)
+	if r.File != "-" {
+		f, err := os.Open(r.File)
+		if err != nil {
+			return fmt.Errorf("read backup: %w", err)
+		}
+		defer f.Close()
+		from = f
+	}
+	b, err := io.ReadAll(io.LimitReader(from, maxBackup))
+	if err != nil {
+		return fmt.Errorf("read backup: %w", err)
+	}
+	if !json.Valid(b) {
+		return fmt.Errorf("read backup: %s is not what isthmus backup writes", r.File)
+	}
+	return change(ctx, c, "restore", json.RawMessage(b), renderRebuilt)
+}
+
+// change asks the plugin to do something, and shows what it did.
+func change[Req, Resp any](ctx context.Context, c *console, name string, req Req, render func(io.Writer, Resp)) error {
+	plugin, err := connect(ctx, c.socket)
+	if err != nil {
+		return err
+	}
+	var done Resp
+	if err := plugin.post(ctx, name, req, &done); err != nil {
+		return err
+	}
+	return c.show(done, func(w io.Writer) { render(w, done) })
 }
 
 type versionCommand struct{}

@@ -30,6 +30,7 @@ import (
 var (
 	errMoved = errors.New("the underlay address changed")
 	errReset = errors.New("this host was reset")
+	errLeft  = errors.New("this host left its cluster; to join again, disable and enable the plugin, or start it again")
 )
 
 // node is all parts of the plugin, plugged together for one underlay address.
@@ -78,9 +79,15 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 	}
 	part := func(name string) logrus.FieldLogger { return log.WithField("part", name) }
 
-	// The transport asks the ledger for the cluster, and the ledger needs the
-	// transport to be opened.
+	// The transport asks the ledger for the cluster and who is in it, and the
+	// ledger needs the transport to be opened.
 	var agreed atomic.Pointer[ledger.Ledger]
+	admit := func(id cluster.HostID) error {
+		if l := agreed.Load(); l != nil {
+			return admitted(l.Registry(), id)
+		}
+		return nil
+	}
 	n.transport, err = transport.Listen(transport.Config{
 		Address:  netip.AddrPortFrom(u.Addr, cfg.GossipPort),
 		Secret:   cfg.Secret,
@@ -91,7 +98,8 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 			}
 			return ""
 		},
-		Log: part("transport"),
+		Admit: admit,
+		Log:   part("transport"),
 	})
 	if err != nil {
 		return n, err
@@ -111,7 +119,10 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 		Join:  cfg.Join,
 		Port:  cfg.GossipPort,
 		Force: cfg.FoundForce,
-		Log:   part("ledger"),
+
+		Strict: cfg.StrictBoot,
+		Claims: func() []cluster.Claim { return n.ipam.Claims() }, // opened below
+		Log:    part("ledger"),
 	})
 	if err != nil {
 		return n, err
@@ -126,6 +137,7 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 		Port:      cfg.GossipPort,
 		DB:        n.db,
 		Identity:  key,
+		Admit:     admit,
 		Log:       part("gossip"),
 	})
 	if err != nil {
@@ -140,6 +152,9 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 		Ledger: n.ledger,
 		Routes: n.avoid.Routes,
 		Recall: n.recall,
+
+		Claimed:     n.claimed,
+		StillClaims: n.stillClaims,
 		// The driver needs the ipam to be opened.
 		Networked: func(p cluster.PoolKey) bool { return n.driver.Networked(p) },
 		Live:      func(p cluster.PoolKey, a netip.Addr) bool { return n.driver.Live(p, a) },
@@ -164,9 +179,19 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 	if err != nil {
 		return n, err
 	}
+	n.adopt(context.Background())
 	transport.Handle(n.transport, recallMethod, n.recalled)
+	transport.Handle(n.transport, claimsMethod, n.serveClaims)
 	transport.Handle(n.transport, routesMethod, n.serveRoutes)
 	return n, nil
+}
+
+// admitted refuses a host that was taken out of the cluster.
+func admitted(r *cluster.Registry, id cluster.HostID) error {
+	if h := r.Hosts[id]; h.Tombstone {
+		return fmt.Errorf("host %s (%s) was removed from the cluster: run `isthmus reset` on it, then it joins as a new host", h.Name, id.Short())
+	}
+	return nil
 }
 
 // info is what this host says of itself.
@@ -198,6 +223,7 @@ func (n *node) Run(ctx context.Context) error {
 		"prober":    n.prober().Run,
 		"sweeper":   n.sweep,
 		"addresses": n.feedAddresses,
+		"trust":     n.watchTrust,
 		"end": func(ctx context.Context) error {
 			select {
 			case err := <-n.end:
@@ -368,30 +394,6 @@ func (n *node) underlayProblem() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.belowError
-}
-
-// recallMethod asks another host to give up what it holds of a pool and does
-// not use.
-const recallMethod = "ipam.recall"
-
-type recallRequest struct {
-	Pool cluster.PoolKey `json:"pool"`
-}
-
-func (n *node) recalled(ctx context.Context, _ cluster.HostID, req recallRequest) (struct{}, error) {
-	return struct{}{}, n.ipam.Recalled(ctx, req.Pool)
-}
-
-func (n *node) recall(ctx context.Context, host cluster.HostID, pool cluster.PoolKey) error {
-	h, ok := n.ledger.Registry().Hosts[host]
-	if !ok || !h.Address.IsValid() {
-		return fmt.Errorf("recall %s: host %s has no address", pool, host.Short())
-	}
-	_, err := transport.Call[recallRequest, struct{}](ctx, n.transport, h.Address, recallMethod, recallRequest{Pool: pool})
-	if err != nil {
-		return fmt.Errorf("recall %s from %s: %w", pool, h.Name, err)
-	}
-	return nil
 }
 
 // wipe deletes all state: the host that starts next is a new one. The

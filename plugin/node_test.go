@@ -223,7 +223,10 @@ func (h *host) await(what string, cond func() bool) {
 func (h *host) awaitUp() {
 	h.t.Helper()
 	h.await("the socket is there", func() bool { _, err := connect(context.Background(), h.cfg.Socket); return err == nil })
-	h.await("belongs to a cluster", func() bool { s := h.status(); return s.Ready && s.Cluster != "" && s.Ledger.Fresh })
+	h.await("belongs to a cluster, or is ready to found one", func() bool {
+		s := h.status()
+		return s.Ready && (s.Cluster != "" && s.Ledger.Fresh || s.Ledger.Founding != "" && s.Ledger.Error == "")
+	})
 }
 
 func (h *host) awaitAlive(n int) {
@@ -231,7 +234,7 @@ func (h *host) awaitAlive(n int) {
 	h.await(fmt.Sprintf("%d members alive", n), func() bool {
 		alive := 0
 		for _, m := range h.status().Members {
-			if m.State == cluster.Alive {
+			if m.State == cluster.Alive || m.State == cluster.Waiting {
 				alive++
 			}
 		}
@@ -365,7 +368,9 @@ func TestUnderlayChanges(t *testing.T) {
 		h.start()
 		h.awaitUp()
 	}
+	hosts[0].createNetwork(id64("01"), "10.32.0.0/16") // the first network founds the cluster
 	hosts[0].awaitAlive(2)
+	hosts[1].await("belongs to the cluster", func() bool { s := hosts[1].status(); return s.Cluster != "" && s.Ledger.Fresh })
 	hosts[1].kernel.SetUnderlay(kernel.Underlay{Name: "eth0", MTU: 1400, Addr: netip.MustParseAddr("127.0.1.2"), MAC: "02:00:00:00:00:02"})
 	hosts[0].await("hears of the MTU", func() bool {
 		return slices.ContainsFunc(hosts[0].status().Members, func(m cluster.Member) bool { return m.Info.Name == "host2" && m.Info.MTU == 1400 })

@@ -51,7 +51,11 @@ func renderStatus(w io.Writer, s Status) {
 		}
 		line("cluster", "%s, %s", id, encrypted)
 		line("underlay", "%s on %s, MTU %d, VXLAN port %d", s.Address, s.Underlay.Link, s.Underlay.MTU, s.VXLANPort)
-		line("ledger", "%s", ledgerLine(s.Ledger))
+		if s.Ledger.Founding != "" {
+			line("ledger", "%s", s.Ledger.Founding)
+		} else {
+			line("ledger", "%s", ledgerLine(s.Ledger))
+		}
 		line("endpoints", "%d on this host", s.Endpoints)
 		fmt.Fprintln(w)
 		renderMembers(w, s.Members)
@@ -94,10 +98,18 @@ func renderMembers(w io.Writer, members []cluster.Member) {
 	var rows [][]string
 	for _, m := range members {
 		rows = append(rows, []string{
-			m.Info.Name, m.ID.Short(), string(m.State), sinceText(m.Since), m.Address.String(), fmt.Sprint(m.Info.MTU), m.Info.Version,
+			m.Info.Name, m.ID.Short(), string(m.State), sinceText(m.Since), m.Address.String(), number(m.Info.MTU), m.Info.Version,
 		})
 	}
 	table(w, "No member.", "HOST ID STATE SINCE ADDRESS MTU VERSION", rows)
+}
+
+// number leaves out what is not known.
+func number(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprint(n)
 }
 
 func sinceText(t time.Time) string {
@@ -202,6 +214,46 @@ func renderForget(w io.Writer, r ForgetReport) {
 	fmt.Fprintln(w, "Forgotten.")
 	if len(r.Pools) > 0 {
 		fmt.Fprintf(w, "Addresses of %s on this host are free again.\n", poolsText(r.Pools))
+	}
+}
+
+func renderRemove(w io.Writer, r RemoveReport) {
+	fmt.Fprintf(w, "Removed %s (%s): it is never let in again. To join, it must be reset there: isthmus reset.\n", r.Name, r.Host.Short())
+	if len(r.Freed) > 0 {
+		fmt.Fprintf(w, "Free for others: %s.\n", leasesText(r.Freed))
+	}
+	if len(r.Quarantine) > 0 {
+		fmt.Fprintf(w, "Kept from others, since its frames cannot be kept out: %s.\n", leasesText(r.Quarantine))
+		fmt.Fprintf(w, "They are free once %s itself says that it stopped, or with --dead if it is off and will not come back.\n", r.Name)
+	}
+}
+
+func leasesText(leases []cluster.Lease) string {
+	var out []string
+	for _, l := range leases {
+		out = append(out, l.Block.String())
+	}
+	return strings.Join(out, ", ")
+}
+
+func renderLeave(w io.Writer, _ LeaveReport) {
+	fmt.Fprintln(w, "Left: this host holds nothing in the cluster any more.")
+	fmt.Fprintln(w, "To join again, disable and enable the plugin, or start it again.")
+}
+
+// renderRebuilt shows what recover and restore put together.
+func renderRebuilt(w io.Writer, r ledger.Report) {
+	fmt.Fprintf(w, "Cluster %s goes on from this host, from the copy of %s at index %d, as generation %d.\n", r.Cluster, r.Base, r.Index, r.Gen)
+	var rows [][]string
+	for _, h := range r.Heard {
+		rows = append(rows, []string{h.Name, h.Host.Short(), "heard", fmt.Sprint(h.Index)})
+	}
+	for _, h := range r.Fenced {
+		rows = append(rows, []string{h.Name, h.Host.Short(), "kept out until it returns", ""})
+	}
+	table(w, "No host.", "HOST ID STATE INDEX", rows)
+	for _, c := range r.Refused {
+		fmt.Fprintf(w, "  - %s claims %s: %s\n", c.Name, c.Claim.Block, c.Why)
 	}
 }
 

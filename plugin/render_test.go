@@ -171,7 +171,7 @@ func TestHoldings(t *testing.T) {
 		{Release: &cluster.Release{Lease: 7}},
 		{DetachPool: &cluster.DetachPool{Pool: a}},
 	}
-	if diff := cmp.Diff(want, holdings(r, host1), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+	if diff := cmp.Diff(want, holdings(r, host1), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -112,12 +113,13 @@ func (s *server) addReports(mux *http.ServeMux) {
 		}
 		encodeReport(w, n.status())
 	})
-	get("members", func(n *node) any { return n.gossip.Members() })
+	get("members", func(n *node) any { return n.members() })
 	get("networks", func(n *node) any { return list(n.driver.Networks()) })
 	get("endpoints", func(n *node) any { return list(n.driver.Endpoints()) })
 	get("ipam", func(n *node) any { return n.poolReports() })
-	mux.HandleFunc("POST "+apiPath+"networks/forget", post(s, 30*time.Second, (*server).forget))
+	mux.HandleFunc("POST "+apiPath+"networks/forget", post(s, 30*time.Second, withNode((*node).forget)))
 	mux.HandleFunc("POST "+apiPath+"reset", post(s, 60*time.Second, (*server).reset))
+	s.addMembership(mux)
 }
 
 // post makes the handler of a request that changes something.
@@ -179,12 +181,24 @@ func (n *node) status() Status {
 		VXLANPort: n.cfg.VXLANPort,
 		Docker:    isSocket(n.cfg.DockerSocket),
 		Ledger:    n.ledger.Status(),
-		Members:   n.gossip.Members(),
+		Members:   n.members(),
 		Networks:  list(n.driver.Networks()),
 		Endpoints: n.driver.Status().Endpoints,
 	}
 	st.Problems = n.problems(st)
 	return st
+}
+
+// members lists who is alive, or was. Before there is a cluster, membership
+// knows this host alone; then those of JOIN that answer wait with it.
+func (n *node) members() []cluster.Member {
+	out := n.gossip.Members()
+	for _, w := range n.ledger.Status().Waiting {
+		if !w.Self && w.Error == "" && w.Address.IsValid() {
+			out = append(out, cluster.Member{Address: w.Address, State: cluster.Waiting, Info: cluster.HostInfo{Name: cmp.Or(w.Name, w.Entry)}})
+		}
+	}
+	return out
 }
 
 // problems gathers what a person should know of, from all parts.
@@ -199,8 +213,6 @@ func (n *node) problems(st Status) []driver.Problem {
 	}
 	if st.Ledger.Error != "" {
 		add(st.Ledger.Error, "")
-	} else if st.Cluster == "" {
-		add("this host belongs to no cluster yet", "")
 	}
 	for _, r := range n.transport.Refusals() {
 		who := "refused " + r.Peer.Addr().String()
@@ -271,14 +283,6 @@ func joinPools(r *cluster.Registry, here []ipam.PoolStatus, self cluster.HostID)
 		out = append(out, p)
 	}
 	return out
-}
-
-func (s *server) forget(ctx context.Context, req ForgetRequest) (ForgetReport, error) {
-	n, err := s.gate.Wait(ctx)
-	if err != nil {
-		return ForgetReport{}, err
-	}
-	return n.forget(ctx, req)
 }
 
 // forget drops a network that Docker no longer knows, and its addresses.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -100,7 +101,7 @@ func (n *node) giveBack(ctx context.Context) []string {
 		}
 		// In good order where that is possible. What a container was about to
 		// use is not given up so; it is taken back below.
-		if err := n.ipam.Recalled(ctx, p.Pool); err != nil {
+		if err := n.ipam.Recalled(ctx, p.Pool, netip.Addr{}); err != nil {
 			n.log.WithError(err).Debug("give back a pool")
 		}
 	}

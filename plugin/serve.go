@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/isthmus-net/isthmus/driver/kernel"
+	"github.com/isthmus-net/isthmus/ledger"
 )
 
 // retryEvery is how soon a node that could not be opened, or failed, is tried
@@ -60,6 +61,15 @@ func (s *server) runNodes(ctx context.Context) error {
 			return nil
 		case errors.Is(err, errMoved):
 			continue
+		case errors.Is(err, ledger.ErrDissolved):
+			s.log.Info("the cluster of this host had no networks, and gave way to another")
+			continue
+		case errors.Is(err, errLeft):
+			s.log.Info("this host left its cluster")
+			// Whatever the disk says: a host that left does not come back by itself.
+			s.gate.Shut(errors.Join(errLeft, wipe(s.cfg.State)))
+			<-ctx.Done()
+			return nil
 		case errors.Is(err, errReset):
 			if err = wipe(s.cfg.State); err == nil {
 				s.log.Info("reset: this is a new host now")

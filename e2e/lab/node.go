@@ -163,6 +163,10 @@ func (n *node) Path(file string) string {
 // disk is where the machine finds a file that the host wrote, up or not.
 func (n *node) disk(file string) string { return filepath.Join(n.dir, "disk", file) }
 
+// DiskPath is where the machine finds a file that the host wrote, also while
+// the host is off. While it is up such files are only to be read.
+func (n *node) DiskPath(file string) string { return n.disk(file) }
+
 // WriteFile makes a file on the host, and the directories above it.
 func (n *node) WriteFile(file, content string, mode os.FileMode) error {
 	path := n.disk(file)
