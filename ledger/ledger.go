@@ -76,6 +76,7 @@ type Ledger struct {
 	stands    standing // as it is on disk
 	wants     int      // commands that wait for a cluster
 	search    search   // for one
+	callers   callers
 	met       map[cluster.ID]meeting
 	buried    struct { // what became of the cluster of this host
 		into cluster.ID
@@ -98,7 +99,8 @@ func Open(cfg Config) (*Ledger, error) {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
 	l := &Ledger{
-		cfg: cfg, log: cfg.Log, mirror: m,
+		callers: callers{},
+		cfg:     cfg, log: cfg.Log, mirror: m,
 		turn:    make(chan struct{}, 1),
 		orders:  make(chan order),
 		events:  make(chan founding.Event),
@@ -225,7 +227,7 @@ func (l *Ledger) Status() Status {
 	if s.Role != Joining {
 		return s
 	}
-	if s.Founding, s.Waiting = l.search.text, l.search.members; l.search.on && !l.search.stuck {
+	if s.Founding, s.Waiting = l.search.text, l.callers.join(l.search.members, time.Now()); l.search.on && !l.search.stuck {
 		s.Error = ""
 	} else {
 		s.Error = "joining: " + s.Error

@@ -38,6 +38,11 @@ type meeting struct {
 // askedBy takes in who asked this host a question.
 func (l *Ledger) askedBy(ctx context.Context, req whereRequest) {
 	if req.Cluster == "" {
+		l.mu.Lock()
+		if l.id == "" && req.At.IsValid() && l.callers.note(req.Name, req.At, time.Now()) {
+			l.notify()
+		}
+		l.mu.Unlock()
 		return
 	}
 	if l.ID() == "" {
