@@ -3,12 +3,7 @@ package driver
 import (
 	"context"
 	"fmt"
-	"time"
 )
-
-// attachTime bounds how long a call waits for this host's endpoints to be let
-// in: after a start that takes a moment.
-const attachTime = 1500 * time.Millisecond
 
 // SetDetached cuts this host's endpoints off from those of other hosts, for a
 // reason that people are told, with the remedy; "" lets them in again. While
@@ -32,9 +27,10 @@ func (d *Driver) SetDetached(reason string) {
 	d.loop.wake()
 }
 
-// attachable waits until endpoints of this host may take part, and says why not.
+// attachable waits a moment, which it takes after a start, until endpoints of
+// this host may take part, and says why not.
 func (d *Driver) attachable(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, attachTime)
+	ctx, cancel := context.WithTimeout(ctx, d.pace.attach)
 	defer cancel()
 	for {
 		d.mu.Lock()

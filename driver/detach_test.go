@@ -43,13 +43,9 @@ func TestDetach(t *testing.T) {
 			}
 			// No container starts, and no call waits for long.
 			const no = "this host's containers are cut off from other hosts: its blocks wait for the cluster: see isthmus status"
-			begin := time.Now()
 			h.refused(h.endpoint("late", "app", "10.1.0.9/16"), "create endpoint: "+no)
 			_, err = h.joins("web")
 			h.refused(err, "join: "+no)
-			if took := time.Since(begin); took > 2*attachTime+2*time.Second {
-				t.Errorf("it took %v to say no", took)
-			}
 			// What goes, goes.
 			h.ok(h.create("other", []string{"10.2.0.0/16"}))
 			h.ok(h.delete("other"))
@@ -73,9 +69,13 @@ func TestDetach(t *testing.T) {
 func TestDetachedForAMoment(t *testing.T) {
 	h := startHost(t)
 	h.app()
+	patient := hasty
+	patient.attach = time.Minute
+	h.restart(patient)
 	h.SetDetached("its blocks wait for the cluster")
 	done := make(chan error, 1)
 	go func() { done <- h.endpoint("web", "app", "10.1.0.2/16") }()
+	h.ok(h.Sync(context.Background(), 0)) // time enough to begin
 	h.SetDetached("")
 	h.ok(<-done)
 	_, err := h.joins("web")

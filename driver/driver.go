@@ -147,6 +147,7 @@ type pace struct {
 	sandbox  time.Duration   // between looks into all sandboxes
 	unseen   time.Duration   // between looks for an interface that Docker is taking
 	forget   time.Duration   // after which an endpoint without a container is Docker's oversight
+	attach   time.Duration   // for which a call waits until this host's endpoints are let in
 	retry    time.Duration   // after the first failed pass; doubles up to audit
 	announce []time.Duration // when to announce a changed address, after the change
 }
@@ -159,6 +160,7 @@ var defaultPace = pace{
 	sandbox:  time.Minute,
 	unseen:   200 * time.Millisecond,
 	forget:   time.Minute,
+	attach:   1500 * time.Millisecond,
 	retry:    250 * time.Millisecond,
 	announce: []time.Duration{0, 1200 * time.Millisecond, 3 * time.Second},
 }

@@ -45,7 +45,7 @@ type host struct {
 // machine is no reason. announce has two times, so that a repetition is seen.
 var hasty = pace{
 	audit: 50 * time.Millisecond, sandbox: 20 * time.Millisecond, unseen: 2 * time.Millisecond,
-	forget: time.Hour, retry: 2 * time.Millisecond, announce: []time.Duration{0, 10 * time.Millisecond},
+	forget: time.Hour, attach: 20 * time.Millisecond, retry: 2 * time.Millisecond, announce: []time.Duration{0, 10 * time.Millisecond},
 }
 
 // impatient also forgets what Docker forgot; for when Docker is done.

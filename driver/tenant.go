@@ -219,8 +219,17 @@ func (d *Driver) housed(vni uint32) bool {
 
 // houses reports whether a stranger has the address.
 func (d *Driver) houses(pool cluster.PoolKey, addr netip.Addr) bool {
-	v, networks := d.view(), d.store.intent().held()
-	for _, t := range v.Strangers {
+	d.mu.Lock()
+	strangers := d.strangers
+	if d.leaving {
+		strangers = nil
+	}
+	d.mu.Unlock()
+	if len(strangers) == 0 {
+		return false
+	}
+	v, networks := View{Registry: d.cfg.Ledger.Registry()}, d.store.intent().held()
+	for _, t := range strangers {
 		if !slices.ContainsFunc(t.Addrs, func(p netip.Prefix) bool { return p.Addr() == addr }) {
 			continue
 		}
