@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -81,7 +82,8 @@ func linkBinary(ctx context.Context, h *lab.Host) error {
 	return err
 }
 
-// awaitMembers waits until each of the hosts, or all, counts n members alive.
+// awaitMembers waits until each of the hosts, or all, counts n members that are
+// alive, or that wait with it for the first network.
 func (s *site) awaitMembers(t *testing.T, n int, hosts ...*lab.Host) {
 	t.Helper()
 	for _, h := range s.orAll(hosts) {
@@ -92,7 +94,7 @@ func (s *site) awaitMembers(t *testing.T, n int, hosts ...*lab.Host) {
 			}
 			alive := 0
 			for _, m := range members {
-				if m.State == "alive" {
+				if m.State == "alive" || m.State == "waiting" {
 					alive++
 				}
 			}
@@ -174,6 +176,7 @@ func (s *site) orAll(hosts []*lab.Host) []*lab.Host {
 type box struct {
 	host     *lab.Host
 	name     string
+	id       string // where the test needs it
 	network  string
 	ip4, ip6 string
 	mac      string
@@ -231,8 +234,8 @@ func (b *box) must(t *testing.T, args ...string) string {
 	return out
 }
 
-// A session is a command that runs in a container while the test does
-// something else.
+// A session is a command that runs on a host or in a container while the test
+// does something else.
 type session struct {
 	cmd    *exec.Cmd
 	cancel context.CancelFunc
@@ -242,13 +245,19 @@ type session struct {
 	done   chan struct{}
 }
 
-// begin starts a command in the container and waits for the first line that it
-// prints, by which it says that it is ready.
+// begin starts a command in the container.
 func (b *box) begin(t *testing.T, args ...string) *session {
+	t.Helper()
+	return begin(t, b.host, append([]string{"docker", "exec", b.name}, args...)...)
+}
+
+// begin starts a command on a host and waits for the first line that it prints,
+// by which it says that it is ready.
+func begin(t *testing.T, h *lab.Host, args ...string) *session {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	s := &session{cancel: cancel, done: make(chan struct{})}
-	s.cmd = b.host.Command(ctx, append([]string{"docker", "exec", b.name}, args...)...)
+	s.cmd = h.Command(ctx, args...)
 	stdout, err := s.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -274,9 +283,21 @@ func (b *box) begin(t *testing.T, args ...string) *session {
 	select {
 	case <-first:
 	case <-time.After(20 * time.Second):
-		t.Fatalf("%v in %s says nothing: %s", args, b.name, s.stderr.String())
+		t.Fatalf("%v on %s says nothing: %s", args, h.Name, s.stderr.String())
 	}
 	return s
+}
+
+// lines returns what the command printed so far; it must not have ended.
+func (s *session) lines() ([]string, error) {
+	select {
+	case <-s.done:
+		return nil, fmt.Errorf("%v ended: %v: %s", s.cmd.Args, s.cmd.Wait(), s.stderr.String())
+	default:
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.out), nil
 }
 
 // wait waits for the end of the command and returns the last line it printed.

@@ -1,6 +1,6 @@
 // Command box is the program that the lab puts on its hosts and into its
-// containers: it boots hosts, answers and asks over every kind of traffic, and
-// measures. What it saw it prints as JSON, one object a line; it exits with 0
+// containers: it boots hosts, answers and asks over every kind of traffic,
+// measures, and records what the kernel changes. What it saw it prints as JSON, one object a line; it exits with 0
 // when all went as asked.
 package main
 
@@ -29,6 +29,8 @@ type commands struct {
 	RR         rrCmd         `cmd:"" name:"rr" help:"Measure TCP request-response times to the echo of serve."`
 	Frame      frameCmd      `cmd:"" help:"Send one Ethernet frame."`
 	RA         raCmd         `cmd:"" name:"ra" help:"Send one IPv6 router advertisement."`
+	Record     recordCmd     `cmd:"" help:"Print each change of links and forwarding entries with its time, missing none."`
+	Idle       idleCmd       `cmd:"" help:"Print each time that this process had to wait for a CPU."`
 }
 
 // The ports of serve.
