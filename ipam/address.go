@@ -355,7 +355,7 @@ func (i *IPAM) Adopt(key cluster.PoolKey, a netip.Addr, name string) error {
 		return nil
 	}
 	b, covered := p.Covering(a)
-	p.alarm(fmt.Sprintf("address %s was found in a running container, and not in what this host remembers: taken as used", a))
+	p.alarm(fmt.Sprintf("address %s was found in a running container, and not in what this host remembers: taken as used", a), i.cfg.Now())
 	i.cfg.Log.WithFields(map[string]any{"pool": key.String(), "address": a.String(), "name": name, "covered": covered && !b.Draining}).
 		Error("address found in a running container that this host does not remember")
 	w := i.store.enqueue(opsOf(s.Writes)...)

@@ -39,6 +39,9 @@ func (i *IPAM) prepare(ctx context.Context, p *pool) error {
 	if len(bare) == 0 {
 		return nil
 	}
+	if err := i.trusted(ctx); err != nil {
+		return err
+	}
 	unlock, err := i.lock(ctx, p)
 	if err != nil {
 		return err
@@ -147,15 +150,15 @@ func (i *IPAM) acquireOnce(ctx context.Context, p *pool, c cluster.Command) erro
 		i.mu.Unlock()
 		return errGone(p)
 	}
-	// What the answer says of the pool comes first: the block may hold a
+	// What the answer says of the pool comes with the block, which may hold a
 	// gateway or a reserved address that the local copy does not know yet.
-	if err := i.learn(p, res); err != nil {
-		i.m.Abandon(request)
-		i.mu.Unlock()
-		return err
-	}
+	rec := p.learned(res)
 	step, err := i.m.Answered(request, res, contest)
-	err = errors.Join(err, i.commit(step))
+	if stored := i.commit(step, put(poolBucket, poolKey(p.key), rec)); stored != nil {
+		err = errors.Join(err, stored)
+	} else {
+		p.rec = &rec
+	}
 	if contest != nil {
 		i.contested(p, res.Lease, *contest)
 	}
@@ -333,6 +336,12 @@ func (i *IPAM) full(p *pool, within netip.Prefix, silent []cluster.HostID) error
 		text += fmt.Sprintf(" (%s %s not answer: what %s not use cannot be given back now; `isthmus node rm` frees the addresses of a host that is gone for good)", strings.Join(names, ", "), does, it)
 	}
 	return &fullError{text, false}
+}
+
+// useful reports whether a block covers any address for an endpoint. A lease
+// whose last such address was given back ends by itself.
+func (i *IPAM) useful(p *pool, b lease.Block) bool {
+	return leased(i.scope(p, netip.Prefix{}), cluster.Lease{Block: b.Prefix, Without: b.Holes}) > 0
 }
 
 // leased counts the addresses that a lease covers of a scope.

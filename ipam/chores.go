@@ -176,7 +176,7 @@ func (i *IPAM) secure(ctx context.Context, p *pool, addrs []netip.Addr) error {
 			if err != nil {
 				text += ": " + err.Error()
 			}
-			p.alarm(text)
+			p.alarm(text, i.cfg.Now())
 		}
 		i.mu.Unlock()
 	}

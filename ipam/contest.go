@@ -55,7 +55,26 @@ func (i *IPAM) contest(ctx context.Context, l cluster.Lease) *lease.Contest {
 func (i *IPAM) contested(p *pool, l cluster.Lease, c lease.Contest) {
 	r := i.cfg.Ledger.Registry()
 	text := fmt.Sprintf("block %s was granted to this host, but host %s says that it keeps %s (lease %d): not used, and given back", l.Block, r.HostName(c.Host), c.Claim.Block, c.Claim.Lease)
-	p.alarm(text)
-	i.cfg.Log.WithFields(map[string]any{"pool": l.Pool.String(), "block": l.Block.String(), "peer": r.HostName(c.Host), "lease": c.Claim.Lease}).
-		Error("block was granted that another host keeps")
+	if p.alarm(text, i.cfg.Now()) {
+		i.cfg.Log.WithFields(map[string]any{"pool": l.Pool.String(), "block": l.Block.String(), "peer": r.HostName(c.Host), "lease": c.Claim.Lease}).
+			Error("block was granted that another host keeps")
+	}
+}
+
+// rivals raises an alarm for each block of this host that another one keeps as
+// well: one of the two leases was lost with the end of a log.
+func (i *IPAM) rivals(ctx context.Context) {
+	for _, own := range i.Claims() {
+		c := i.contest(ctx, cluster.Lease{ID: own.Lease, Pool: own.Pool, Block: own.Block, Without: own.Given()})
+		if c == nil {
+			continue
+		}
+		name := i.cfg.Ledger.Registry().HostName(c.Host)
+		i.mu.Lock()
+		if i.pool(own.Pool).alarm(fmt.Sprintf("block %s of this host (lease %d) is kept by host %s too (block %s, lease %d): an address may be in use twice", own.Block, own.Lease, name, c.Claim.Block, c.Claim.Lease), i.cfg.Now()) {
+			i.cfg.Log.WithFields(map[string]any{"pool": own.Pool.String(), "block": own.Block.String(), "peer": name, "lease": c.Claim.Lease}).
+				Error("block of this host is kept by another host too")
+		}
+		i.mu.Unlock()
+	}
 }

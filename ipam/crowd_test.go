@@ -35,7 +35,7 @@ func (c crowd) String() string { return fmt.Sprintf("%s on %d hosts", c.subnet, 
 
 // open makes the network on all hosts, and returns how many addresses
 // containers can have.
-func (c crowd) open(t *testing.T) (l *lab, ids map[*host]string, size int) {
+func (c crowd) open(t testing.TB) (l *lab, ids map[*host]string, size int) {
 	var names []string
 	for n := range c.hosts {
 		names = append(names, fmt.Sprint("h", n))

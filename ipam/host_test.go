@@ -49,11 +49,13 @@ type host struct {
 	networked map[cluster.PoolKey]bool
 	routes    []netip.Prefix
 	holders   map[netip.Addr]string
-	cut       func(cluster.Command) (before, after bool) // crash at a proposal
-	lag       func() bool                                // the copy stays as it was
-	seen      *cluster.Registry                          // by a copy that lags
-	boot      func() cluster.Boot                        // nil: nothing speaks against the disk
-	claims    map[netip.Prefix]foreign                   // heard of others
+	cut       func(cluster.Command) (before, after bool)                                // crash at a proposal
+	refuse    func(context.Context) error                                               // what every proposal is answered
+	lag       func() bool                                                               // the copy stays as it was
+	seen      *cluster.Registry                                                         // by a copy that lags
+	boot      func() cluster.Boot                                                       // nil: nothing speaks against the disk
+	claims    map[netip.Prefix]foreign                                                  // heard of others
+	foreign   func(cluster.PoolKey, netip.Prefix) (cluster.HostID, cluster.Claim, bool) // in their place
 }
 
 func newLab(t testing.TB, names ...string) *lab {
@@ -111,7 +113,10 @@ func (h *host) open() {
 			return h.live[k.String()+" "+a.String()]
 		},
 		WhoHolds: func(_ cluster.PoolKey, a netip.Addr) string { return h.holders[a] },
-		Claimed: func(_ cluster.PoolKey, block netip.Prefix) (cluster.HostID, cluster.Claim, bool) {
+		Claimed: func(key cluster.PoolKey, block netip.Prefix) (cluster.HostID, cluster.Claim, bool) {
+			if h.foreign != nil {
+				return h.foreign(key, block)
+			}
 			for p, f := range h.claims {
 				if p.Overlaps(block) {
 					return f.host, f.claim, true
@@ -213,6 +218,9 @@ type cutLedger struct {
 }
 
 func (c cutLedger) Propose(ctx context.Context, cmd cluster.Command) (cluster.Result, error) {
+	if c.h.refuse != nil {
+		return cluster.Result{}, c.h.refuse(ctx)
+	}
 	if c.h.cut == nil {
 		return c.Host.Propose(ctx, cmd)
 	}

@@ -89,6 +89,7 @@ const (
 	startTime   = 10 * time.Second        // from RequestAddress until the endpoint is known to the driver
 	orphanTime  = time.Minute             // that a pool of this host is unknown here before it is taken for the leftover of a lost answer
 	holdOff     = time.Minute             // without leasing ahead, after the cluster said Full or Recalled
+	alarmTime   = time.Hour               // that an alarm is shown after it was seen last
 )
 
 // IPAM answers the IpamDriver calls. Its methods are safe for concurrent use.
@@ -116,14 +117,14 @@ type pool struct {
 	rec         *record // nil: this host is not attached
 	dead        map[netip.Addr]dead
 
-	leaving bool      // being given up: not to be used from the local copy
-	left    uint64    // index at which the host was detached; older copies do not count
-	opening int       // networks requested by Docker but not yet prepared by the driver
-	opened  time.Time // when Docker last spoke of one of those
-	quiet   time.Time // no leasing ahead before
-	secured time.Time // no leasing of what is in use without a lease before
-	problem string    // for status
-	alarms  []string  // for status: what should not be, newest last
+	leaving bool                 // being given up: not to be used from the local copy
+	left    uint64               // index at which the host was detached; older copies do not count
+	opening int                  // networks requested by Docker but not yet prepared by the driver
+	opened  time.Time            // when Docker last spoke of one of those
+	quiet   time.Time            // no leasing ahead before
+	secured time.Time            // no leasing of what is in use without a lease before
+	problem string               // for status
+	alarms  map[string]time.Time // for status: what should not be, and when that was seen last
 }
 
 // dead is a use without an endpoint.
@@ -166,7 +167,7 @@ func Open(cfg Config) (*IPAM, error) {
 func (i *IPAM) pool(key cluster.PoolKey) *pool {
 	p, ok := i.pools[key]
 	if !ok {
-		p = &pool{key: key, hold: make(chan struct{}, 1), Pool: i.m.Pool(key), dead: map[netip.Addr]dead{}}
+		p = &pool{key: key, hold: make(chan struct{}, 1), Pool: i.m.Pool(key), dead: map[netip.Addr]dead{}, alarms: map[string]time.Time{}}
 		i.pools[key] = p
 	}
 	return p

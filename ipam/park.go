@@ -181,7 +181,8 @@ func (i *IPAM) unrecord(p *pool) error {
 	if err := i.commit(i.m.Unremember(p.key), del(poolBucket, poolKey(p.key))); err != nil {
 		return err
 	}
-	p.rec, p.problem, p.alarms = nil, "", nil
+	p.rec, p.problem = nil, ""
+	clear(p.alarms)
 	return nil
 }
 

@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -24,14 +25,17 @@ func (i *IPAM) definition(p *pool) cluster.Pool {
 	return p.rec.Pool
 }
 
-// learn stores what an own command made of the pool. The caller holds i.mu.
-func (i *IPAM) learn(p *pool, res cluster.Result) error {
+// learned is a pool's record with what an own command made of the pool.
+func (p *pool) learned(res cluster.Result) record {
 	rec := *p.rec
 	if res.Index > rec.Index {
 		rec.Pool, rec.Index = res.Pool, res.Index
 	}
-	return i.record(p, rec)
+	return rec
 }
+
+// learn stores what an own command made of the pool. The caller holds i.mu.
+func (i *IPAM) learn(p *pool, res cluster.Result) error { return i.record(p, p.learned(res)) }
 
 // record stores and then sets the pool's record. The caller holds i.mu.
 func (i *IPAM) record(p *pool, rec record) error {
@@ -84,12 +88,18 @@ func (p *pool) creating(now time.Time) bool {
 	return p.opening > 0 && now.Sub(p.opened) < openTime
 }
 
-// alarm notes what should not be, for status. The caller holds i.mu.
-func (p *pool) alarm(text string) {
-	p.alarms = append(slices.DeleteFunc(p.alarms, func(s string) bool { return s == text }), text)
-	if len(p.alarms) > 8 {
-		p.alarms = p.alarms[1:]
-	}
+// alarm notes what should not be, for status, and reports whether it is new.
+// The caller holds i.mu.
+func (p *pool) alarm(text string, now time.Time) bool {
+	_, known := p.alarms[text]
+	p.alarms[text] = now
+	return !known
+}
+
+// raised lists the alarms that still count.
+func (p *pool) raised(now time.Time) []string {
+	maps.DeleteFunc(p.alarms, func(_ string, at time.Time) bool { return now.Sub(at) >= alarmTime })
+	return slices.Sorted(maps.Keys(p.alarms))
 }
 
 func (i *IPAM) networked(key cluster.PoolKey) bool {

@@ -55,6 +55,7 @@ func (i *IPAM) Run(ctx context.Context) error {
 		case <-changed:
 		case <-tick.C:
 			i.sweep()
+			i.rivals(ctx)
 		}
 	}
 }
@@ -132,7 +133,7 @@ func (i *IPAM) report(r *cluster.Registry, s lease.Step, contests map[uint64]lea
 		p := i.pool(b.Pool)
 		if c, ok := contests[b.Lease]; ok {
 			i.contested(p, r.Leases[b.Lease], c)
-		} else if !b.Draining && p.rec != nil && !p.parked() {
+		} else if !b.Draining && p.rec != nil && !p.parked() && i.useful(p, b) {
 			p.problem = "the cluster took block " + b.Prefix.String() + " from this host"
 			i.cfg.Log.WithFields(map[string]any{"pool": b.Pool.String(), "block": b.Prefix.String(), "lease": b.Lease}).
 				Error("block is no longer held: the cluster took it from this host")
@@ -140,7 +141,7 @@ func (i *IPAM) report(r *cluster.Registry, s lease.Step, contests map[uint64]lea
 	}
 	for _, a := range s.Lost {
 		p := i.pool(a.Pool)
-		p.alarm(fmt.Sprintf("address %s is in use here, but the cluster took its block from this host: its endpoint has no right to it", a.Addr))
+		p.alarm(fmt.Sprintf("address %s is in use here, but the cluster took its block from this host: its endpoint has no right to it", a.Addr), i.cfg.Now())
 		i.cfg.Log.WithFields(map[string]any{"pool": a.Pool.String(), "address": a.Addr.String()}).Error("address in use belongs to this host no more")
 	}
 }

@@ -14,8 +14,9 @@ import (
 )
 
 // sim is a cluster whose hosts start and stop containers, crash between any
-// two commits, lose answers and lose touch with the log. What Docker on each
-// host believes outlives the crashes.
+// two commits, lose answers and lose touch with the log, and find their disk
+// set back. What Docker on each host believes, and the containers, outlive the
+// crashes.
 type sim struct {
 	*lab
 	t      *testing.T
@@ -24,11 +25,13 @@ type sim struct {
 	owner  map[string]string // "pool address" in use → host and container
 	docker map[*host]*engine
 	starts int
+	backs  int // disks set back
 }
 
 type engine struct {
 	networks []*simNetwork
 	serial   int
+	saved    bool // there is a snapshot of the disk
 }
 
 type simNetwork struct {
@@ -46,9 +49,40 @@ func (s *sim) chance(percent int) bool {
 func (s *sim) revive() {
 	for _, h := range s.hosts {
 		if h.down {
-			h.open()
-			_ = h.Hello() // may be out of reach
+			s.boot(h)
 		}
+	}
+}
+
+// boot starts the process of a host on what its disk holds by now. As the
+// plugin does, it looks into the containers that run.
+func (s *sim) boot(h *host) {
+	h.open()
+	for _, n := range s.docker[h].networks {
+		for a := range n.containers {
+			if err := h.Adopt(keyOf(n.id), a, "found in a running container"); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+	}
+	_ = h.Hello() // may be out of reach
+}
+
+// claimed is what gossip would say of a block at its best.
+func (s *sim) claimed(me *host) func(cluster.PoolKey, netip.Prefix) (cluster.HostID, cluster.Claim, bool) {
+	return func(key cluster.PoolKey, block netip.Prefix) (cluster.HostID, cluster.Claim, bool) {
+		ask := cluster.Claim{Pool: key, Block: block}
+		for _, h := range s.hosts {
+			if h == me || h.down {
+				continue
+			}
+			for _, c := range h.Claims() {
+				if c.Overlaps(ask) {
+					return h.ID(), c, true
+				}
+			}
+		}
+		return "", cluster.Claim{}, false
 	}
 }
 
@@ -64,8 +98,17 @@ func (s *sim) step() {
 		s.run(h, e, e.networks[s.rng.IntN(len(e.networks))])
 	case n < 80 && len(e.networks) > 0:
 		s.end(h, e.networks[s.rng.IntN(len(e.networks))])
-	case n < 83:
-		h.reboot()
+	case n < 82:
+		h.crash()
+		s.boot(h)
+	case n == 82 && !e.saved:
+		h.snapshot()
+		e.saved = true
+	case n == 82:
+		h.setBack()
+		e.saved = false
+		s.backs++
+		s.boot(h)
 	case n < 86:
 		h.Reach(false)
 	case n < 90:
@@ -140,7 +183,8 @@ func (s *sim) run(h *host, e *engine, n *simNetwork) {
 		return
 	}
 	if s.chance(5) {
-		h.reboot() // and the answer does not reach Docker
+		h.crash() // and the answer does not reach Docker
+		s.boot(h)
 		return
 	}
 	key := keyOf(n.id).String() + " " + a.String()
@@ -184,10 +228,17 @@ func (s *sim) stopOne(h *host, n *simNetwork, a netip.Addr) {
 func (s *sim) check() {
 	r := s.log.Registry()
 	for _, h := range s.hosts {
-		for _, p := range h.Status() {
-			for _, b := range p.Blocks {
-				if l, ok := r.Leases[b.Lease]; !b.Draining && (!ok || l.Holder != h.ID() || l.Block != b.Block) {
-					s.t.Fatalf("%s uses block %s of lease %d, which the log has as %+v", h.name, b.Block, b.Lease, l)
+		if h.Suspect() != "" {
+			continue // uses nothing of what it remembers
+		}
+		for _, c := range h.Claims() {
+			l, ok := r.Leases[c.Lease]
+			if !ok || l.Holder != h.ID() || l.Block != c.Block {
+				s.t.Fatalf("%s uses block %s of lease %d, which the log has as %+v", h.name, c.Block, c.Lease, l)
+			}
+			for _, a := range l.Without {
+				if c.Covers(a) {
+					s.t.Fatalf("%s uses address %s of lease %d, which it had given back", h.name, a, c.Lease)
 				}
 			}
 		}
@@ -199,7 +250,7 @@ func TestSimulation(t *testing.T) {
 	if testing.Short() || raceEnabled {
 		seeds = 4
 	}
-	total := 0
+	total, backs := 0, 0
 	for seed := range seeds {
 		t.Run(fmt.Sprint("seed", seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(uint64(seed), 7))
@@ -212,6 +263,8 @@ func TestSimulation(t *testing.T) {
 				s.docker[h] = &engine{}
 				h.cut = func(cluster.Command) (bool, bool) { return s.chance(2), s.chance(2) }
 				h.lag = func() bool { return s.chance(80) }
+				h.boot = func() cluster.Boot { return cluster.Boot{Settled: true, Witness: s.witness(h)} }
+				h.foreign = s.claimed(h)
 			}
 			for range steps {
 				s.step()
@@ -219,12 +272,12 @@ func TestSimulation(t *testing.T) {
 				s.check()
 			}
 			s.settle()
-			total += s.starts
+			total, backs = total+s.starts, backs+s.backs
 		})
 	}
-	t.Logf("%d starts", total)
-	if total < seeds*steps/20 {
-		t.Errorf("only %d starts: the simulation tries too little", total)
+	t.Logf("%d starts, %d disks set back", total, backs)
+	if total < seeds*steps/20 || backs < seeds/4 {
+		t.Errorf("only %d starts and %d disks set back: the simulation tries too little", total, backs)
 	}
 }
 

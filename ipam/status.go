@@ -53,7 +53,7 @@ type PoolStatus struct {
 	Blocks   []BlockStatus   `json:"blocks"`
 	Shares   []Share         `json:"shares"`            // of all hosts, by name
 	Problem  string          `json:"problem,omitempty"` // why no block could be leased, or what was lost
-	Alarms   []string        `json:"alarms,omitempty"`  // what should not be: contested blocks, addresses without a lease
+	Alarms   []string        `json:"alarms,omitempty"`  // what should not be, of the last hour: contested blocks, addresses without a lease
 }
 
 // Holds reports whether a Docker network of this host has requested the pool
@@ -110,7 +110,7 @@ func (i *IPAM) Status() []PoolStatus {
 		def, s := i.definition(p), i.scope(p, netip.Prefix{})
 		st := PoolStatus{
 			Pool: key, Name: def.Name, Gateway: def.Gateway, Reserved: def.Reserved, Size: s.Size(key.Prefix),
-			Used: p.uses(), Shares: shares(r, key, s), Problem: p.problem, Alarms: slices.Clone(p.alarms),
+			Used: p.uses(), Shares: shares(r, key, s), Problem: p.problem, Alarms: p.raised(i.cfg.Now()),
 		}
 		if p.rec != nil {
 			st.Uses = p.rec.uses()

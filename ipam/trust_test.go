@@ -185,6 +185,24 @@ func TestGrantAgainstAClaim(t *testing.T) {
 			if !strings.Contains(alarms, "but host h1 says that it keeps 10.0.0.0/29") {
 				t.Errorf("alarms %q", alarms)
 			}
+			h2.rivals(t.Context())
+			if n := len(h2.Status()[0].Alarms); n != len(strings.Split(alarms, "\n")) {
+				t.Errorf("%d alarms, before %s", n, alarms)
+			}
+			h1.claims = map[netip.Prefix]foreign{kept[0].Block: {h2.ID(), cluster.Claim{Lease: 999, Pool: keyOf(h1.id), Block: kept[0].Block}}}
+			h1.rivals(t.Context()) // h2 says that it keeps nothing of it
+			h2.silent = true
+			for range 2 {
+				h1.rivals(t.Context())
+			}
+			h2.silent, h1.claims = false, nil
+			if got := strings.Join(h1.Status()[0].Alarms, "\n"); !strings.Contains(got, "is kept by host h2 too (block 10.0.0.0/29, lease 999): an address may be in use twice") {
+				t.Errorf("alarms of h1: %q", got)
+			}
+			l.pass(alarmTime)
+			if got := h1.Status()[0].Alarms; len(got) > 0 {
+				t.Errorf("alarms after an hour: %q", got)
+			}
 			// The holder comes back, and gets its block again.
 			if err := h1.Hello(); err != nil {
 				t.Fatal(err)
