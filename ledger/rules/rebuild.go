@@ -36,8 +36,11 @@ func rebuilt(r *cluster.Registry, first uint64) *cluster.Refusal {
 		return no("that cluster was dissolved into cluster %s: join that one", r.Dissolved)
 	}
 	for _, h := range hostsByID(r) {
-		if h.Session != 0 || h.Gen >= r.Gen {
+		if h.Session != 0 {
 			return no("host %s has a session in it", h.Name)
+		}
+		if h.Gen >= r.Gen {
+			return no("host %s was heard in generation %d, and it is of %d", h.Name, h.Gen, r.Gen)
 		}
 	}
 	if len(r.Requests) > 0 {
