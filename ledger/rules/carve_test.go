@@ -55,6 +55,17 @@ func TestAnAddressIsCarvedOutOfABlock(t *testing.T) {
 	l.must("a", exact("10.1.0.0/24", "10.1.0.6"))
 }
 
+func TestCarvedAddressesStaySorted(t *testing.T) {
+	l := newLog(t, "a")
+	l.must("a", attach("10.1.0.0/24"))
+	block := l.must("a", grant("10.1.0.0/24", 16)).Lease
+	for i, last := range []int{9, 7, 8, 5, 6, 3, 4, 2, 10, 1} {
+		if got := l.must("a", carve(block.ID, fmt.Sprint("10.1.0.", last))).Lease; len(got.Without) != i+1 || got.Claim().Without>>last&1 == 0 {
+			t.Errorf("without %v", got.Without)
+		}
+	}
+}
+
 func TestALeaseWithNothingLeftEnds(t *testing.T) {
 	l := newLog(t, "a")
 	l.must("a", attach("10.1.0.0/24"))
