@@ -11,6 +11,7 @@ import (
 	docker "github.com/docker/go-plugins-helpers/ipam"
 
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/ipam/lease"
 )
 
 // ReleasePool ends one Docker network's use of a pool. After the last one the
@@ -88,7 +89,7 @@ func (i *IPAM) freeDead(ctx context.Context, p *pool) error {
 	return errors.Join(errs...)
 }
 
-var errInUse = errors.New("in use")
+var errInUse = lease.ErrInUse
 
 // giveUp returns a parked pool to the cluster: its leases, and the attachment.
 // Pools that belonged to the same network, and that nobody else has a network
