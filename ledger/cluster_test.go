@@ -168,9 +168,12 @@ func (n *node) await(what string, ok func() bool) {
 	defer n.mirror.unsubscribe(changed)
 	timeout := time.NewTimer(20 * time.Second)
 	defer timeout.Stop()
+	tick := time.NewTicker(50 * time.Millisecond) // not all that is awaited is signalled
+	defer tick.Stop()
 	for !ok() {
 		select {
 		case <-changed:
+		case <-tick.C:
 		case <-timeout.C:
 			n.t.Fatalf("%s: waited too long until %s; %+v", n.name, what, n.Status())
 		}

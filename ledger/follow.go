@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/isthmus-net/isthmus/cluster"
@@ -29,44 +30,68 @@ const (
 // pause spreads the tries of many hosts.
 func pause() time.Duration { return redial/2 + rand.N(redial/2) }
 
-// keepFollowing holds a stream to a voter, for ever.
+// keepFollowing holds a stream to the leader, for ever, unless this host leads.
 func (l *Ledger) keepFollowing(ctx context.Context) {
 	for try := 0; ctx.Err() == nil; try++ {
-		// A voter is given the entries by raft itself.
-		if changed := l.watch(); l.local() != nil {
+		changed := l.watch()
+		if r := l.local(); l.leads() || r != nil && r.alone() {
 			l.wait(ctx, changed, time.Minute)
 			continue
 		}
-		var last error
-		for _, at := range l.candidates() {
-			if err := l.follow(ctx, at); err != nil {
-				last = fmt.Errorf("follow the voter at %s: %w", at, plain(err))
+		at, err := l.lookUp(ctx, l.ID())
+		if err == nil {
+			began := time.Now()
+			if err = l.follow(ctx, at); err != nil {
+				err = fmt.Errorf("follow the leader at %s: %w", at, plain(err))
 			}
-			if ctx.Err() != nil {
-				return
+			if time.Since(began) > patience {
+				try = 0
 			}
+			l.missed(at)
+		}
+		if ctx.Err() != nil {
+			return
 		}
 		if try%lookEvery == 0 {
 			l.lookAround(ctx)
 		}
-		if last == nil {
-			last = fmt.Errorf("no voter of cluster %s is known: no member of JOIN answers", l.ID())
+		if err == nil {
+			continue // the leader has changed, or this host's server
 		}
-		l.note(last.Error())
+		l.note(err.Error())
 		l.wait(ctx, l.watch(), pause())
 	}
 }
 
-// follow keeps the copy up to date from one voter until the stream breaks.
+// follow keeps the copy up to date from the leader until the stream breaks. It
+// returns nil when there is another leader, or another server on this host.
 func (l *Ledger) follow(ctx context.Context, at netip.AddrPort) error {
-	var r *cluster.Registry
-	return transport.CallStream(ctx, l.cfg.Transport, at, followMethod, followRequest{l.ID()}, func(u update) error {
-		if u.Voters != nil {
-			l.learn(u.Voters)
+	ctx, done, err := l.along(ctx, at)
+	if err != nil {
+		return err
+	}
+	defer done()
+	ctx, cancel := context.WithCancel(ctx)
+	server := l.server()
+	own := l.Registry()
+	moved := false
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel()
+	watching.Go(func() {
+		for changed := l.watch(); l.wait(ctx, changed, time.Minute); changed = l.watch() {
+			if l.leaderAt() != at || l.server() != server || l.leads() {
+				moved = true
+				cancel()
+				return
+			}
 		}
+	})
+	var r *cluster.Registry
+	err = transport.CallStream(ctx, l.cfg.Transport, at, followMethod, followRequest{l.ID(), own.Gen, own.Index, server}, func(u update) error {
 		if u.Registry != nil {
-			if own := l.Registry(); newer(own, u.Registry) {
-				return fmt.Errorf("its log ends at %d and this host has seen %d already: the disk there was set back; bring back its newer state", u.Registry.Index, own.Index)
+			if own := l.Registry(); own.Gen > u.Registry.Gen || own.Gen == u.Registry.Gen && own.Index > max(u.End, u.Registry.Index) {
+				return fmt.Errorf("its log ends at %d and this host has seen %d already: the disk there was set back; bring back its newer state", u.End, own.Index)
 			}
 			r = u.Registry
 		}
@@ -75,10 +100,21 @@ func (l *Ledger) follow(ctx context.Context, at netip.AddrPort) error {
 		}
 		if r != nil {
 			l.mirror.advance(r)
+		}
+		if u.Voters != nil {
+			l.learn(u.Voters)
+		}
+		if r != nil {
 			l.note("")
 		}
-		return nil
+		return l.review(r, u)
 	})
+	cancel()
+	watching.Wait()
+	if moved {
+		return nil
+	}
+	return err
 }
 
 // lookAround asks members where the voters are, for the next try.

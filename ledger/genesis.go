@@ -1,11 +1,12 @@
 package ledger
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"path/filepath"
 
@@ -19,17 +20,19 @@ import (
 //
 //	dir.part  being written; worth nothing
 //	dir.next  complete; takes the place of dir, at the next start if not now
+//	dir.gone  on its way out; worth nothing
 const (
 	partSuffix = ".part"
 	nextSuffix = ".next"
+	goneSuffix = ".gone"
 )
 
 // writeLog puts a fresh log in the place of the one in dir. With a first
 // command the log has this host as its only voter, and the command is its first;
 // without, it is empty, and waits for the leader of another log to fill it.
-func writeLog(dir string, host cluster.HostID, address netip.AddrPort, first *cluster.Command) error {
+func writeLog(dir string, host cluster.HostID, first *cluster.Command) error {
 	part := dir + partSuffix
-	if err := writeGenesis(part, host, address, first); err != nil {
+	if err := writeGenesis(part, host, first); err != nil {
 		return errors.Join(fmt.Errorf("write a fresh log: %w", err), os.RemoveAll(part))
 	}
 	if err := os.RemoveAll(dir + nextSuffix); err != nil {
@@ -46,7 +49,7 @@ func writeLog(dir string, host cluster.HostID, address netip.AddrPort, first *cl
 
 // finishLog completes what writeLog began before a crash.
 func finishLog(dir string) error {
-	if err := os.RemoveAll(dir + partSuffix); err != nil {
+	if err := errors.Join(os.RemoveAll(dir+partSuffix), os.RemoveAll(dir+goneSuffix)); err != nil {
 		return fmt.Errorf("put a fresh log in its place: %w", err)
 	}
 	if _, err := os.Stat(dir + nextSuffix); errors.Is(err, fs.ErrNotExist) {
@@ -67,12 +70,27 @@ func hasLog(dir string) bool {
 	return err == nil || hasReplica(dir)
 }
 
-// wipeLog deletes the log in dir: what was a voter is none any more.
+// wipeLog deletes the log in dir: what was a voter is none any more. A crash
+// leaves all of it or nothing: half a log would pass for a whole one.
 func wipeLog(dir string) error {
-	if err := os.RemoveAll(dir); err != nil {
+	gone := dir + goneSuffix
+	err := os.RemoveAll(gone)
+	if err == nil {
+		err = os.Rename(dir, gone)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(dir))
+	}
+	if err == nil {
+		err = os.RemoveAll(gone)
+	}
+	if err != nil {
 		return fmt.Errorf("delete the log: %w", err)
 	}
-	return syncDir(filepath.Dir(dir))
+	return nil
 }
 
 func syncDir(dir string) error {
@@ -83,7 +101,7 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-func writeGenesis(dir string, host cluster.HostID, address netip.AddrPort, first *cluster.Command) error {
+func writeGenesis(dir string, host cluster.HostID, first *cluster.Command) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
@@ -94,13 +112,19 @@ func writeGenesis(dir string, host cluster.HostID, address netip.AddrPort, first
 	if err != nil {
 		return err
 	}
-	err = s.begin(raft.ServerID(string(host)+"."+random()), raft.ServerAddress(address.String()), first)
+	err = s.begin(raft.ServerID(string(host)+"."+random()), first)
 	return errors.Join(err, s.Close(), syncDir(dir))
+}
+
+func random() string {
+	b := make([]byte, 8)
+	rand.Read(b)
+	return hex.EncodeToString(b)
 }
 
 // begin writes what an empty log starts from. A sole voter commits at its
 // start whatever is in its log.
-func (s *store) begin(id raft.ServerID, address raft.ServerAddress, first *cluster.Command) error {
+func (s *store) begin(id raft.ServerID, first *cluster.Command) error {
 	if err := s.Set(serverKey, []byte(id)); err != nil || first == nil {
 		return err
 	}
@@ -108,7 +132,7 @@ func (s *store) begin(id raft.ServerID, address raft.ServerAddress, first *clust
 	if err != nil {
 		return err
 	}
-	alone := raft.Configuration{Servers: []raft.Server{{ID: id, Address: address}}}
+	alone := raft.Configuration{Servers: []raft.Server{{ID: id, Address: serverAddress(id)}}}
 	if err := s.SetUint64([]byte(termKey), 1); err != nil {
 		return err
 	}

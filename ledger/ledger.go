@@ -39,15 +39,39 @@ type Config struct {
 	// Claims lists the blocks that this host keeps as active, for its Hello and
 	// for a rebuild. It must not block; nil means none.
 	Claims func() []cluster.Claim
+	Timing Timing // zero fields have their defaults; tests are in more of a hurry
 	Log    logrus.FieldLogger
+}
+
+// Timing is how patient the voters are.
+type Timing struct {
+	Election time.Duration // without a leader, before a voter stands for election; 1 s
+	Position time.Duration // between two exchanges of how far the voters' logs are; 1 s
+	Stable   time.Duration // a host follows the leader, before it becomes a voter; 10 s
+	Replace  time.Duration // a voter is out, before another takes its place; 60 s
+}
+
+func (t Timing) orDefaults() Timing {
+	or := func(d *time.Duration, value time.Duration) {
+		if *d == 0 {
+			*d = value
+		}
+	}
+	or(&t.Election, time.Second)
+	or(&t.Position, time.Second)
+	or(&t.Stable, 10*time.Second)
+	or(&t.Replace, time.Minute)
+	return t
 }
 
 // Ledger is one host's part of the replicated log. All methods may be called
 // at the same time, and before Run.
 type Ledger struct {
-	cfg    Config
-	log    logrus.FieldLogger
-	mirror *mirror
+	cfg     Config
+	log     logrus.FieldLogger
+	mirror  *mirror
+	witness *witness
+	path    func(to netip.AddrPort) context.Context // how long a path lives, in tests; nil: for ever
 
 	// turn is held by whoever has a request under way: a host has one at a
 	// time. Its holder alone counts requests and says hello.
@@ -62,11 +86,17 @@ type Ledger struct {
 	changed   chan struct{} // closed and replaced when anything below changes
 	session   uint64        // 0: none
 	id        cluster.ID
-	voters    []Server
-	hints     []netip.AddrPort // where else a voter may be
+	voters    []Server                     // the configuration as the leader last told it
+	led       netip.AddrPort               // where the leader was met; zero when that is not known
+	unsure    bool                         // it may be elsewhere
+	answered  map[cluster.HostID]bool      // when the leader was last looked for
+	followers map[cluster.HostID]*follower // of this host
+	leaving   map[cluster.HostID]time.Time // hosts that want no server any more, since when
+	hints     []netip.AddrPort             // where else a voter may be
 	addresses map[cluster.HostID]netip.AddrPort
 	replica   *replica
-	office    bool // the replica serves others
+	office    bool  // the replica serves others
+	doubt     error // why it must not, whatever else
 	reachable bool
 	waiting   string           // what keeps the host from being served
 	refused   *cluster.Refusal // why its Hello was refused
@@ -98,18 +128,24 @@ func Open(cfg Config) (*Ledger, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
+	w, err := openWitness(cfg.DB)
+	if err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	cfg.Timing = cfg.Timing.orDefaults()
 	l := &Ledger{
-		callers: callers{},
-		cfg:     cfg, log: cfg.Log, mirror: m,
-		turn:    make(chan struct{}, 1),
-		orders:  make(chan order),
-		events:  make(chan founding.Event),
-		judging: make(chan struct{}, 1),
-		met:     map[cluster.ID]meeting{},
-		former:  map[cluster.ID]cluster.ID{},
-		changed: make(chan struct{}),
-		nonce:   rand.Uint64() | 1,
-		waiting: "starting",
+		callers: callers{}, cfg: cfg, log: cfg.Log, mirror: m, witness: w,
+		turn:      make(chan struct{}, 1),
+		orders:    make(chan order),
+		events:    make(chan founding.Event),
+		judging:   make(chan struct{}, 1),
+		met:       map[cluster.ID]meeting{},
+		former:    map[cluster.ID]cluster.ID{},
+		followers: map[cluster.HostID]*follower{},
+		leaving:   map[cluster.HostID]time.Time{},
+		changed:   make(chan struct{}),
+		nonce:     rand.Uint64() | 1,
+		waiting:   "starting",
 	}
 	id, err := load(cfg.DB, clusterKey)
 	if err != nil {
@@ -202,12 +238,14 @@ func (l *Ledger) UpdateAddresses(addresses map[cluster.HostID]netip.AddrPort) {
 
 // Status describes the ledger for people.
 func (l *Ledger) Status() Status {
-	s := Status{Index: l.Registry().Index, Fresh: l.Fresh()}
+	own := l.Registry()
+	s := Status{Gen: own.Gen, Index: own.Index, Fresh: l.Fresh()}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s.Cluster, s.Reachable, s.Voters = l.id, l.reachable, slices.Clone(l.voters)
+	s.count(l.answered)
 	switch {
-	case l.replica != nil:
+	case l.replica != nil && slices.Contains(l.replica.voters(), l.replica.server):
 		s.Role = Voter
 	case l.id == "":
 		s.Role = Joining
@@ -275,6 +313,9 @@ func (l *Ledger) note(waiting string) {
 	reachable := waiting == ""
 	if l.waiting == waiting && l.reachable == reachable {
 		return
+	}
+	if !reachable && l.office && l.replica.ready.Load() {
+		return // it was looking for a leader before this host became that
 	}
 	if l.waiting != waiting {
 		if reachable {

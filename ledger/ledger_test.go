@@ -160,14 +160,15 @@ func TestStaleSession(t *testing.T) {
 	hello.Nonce = 1
 	call := func(c cluster.Command) cluster.Result {
 		c.Host = client.id()
-		res, err := transport.Call[proposeRequest, cluster.Result](t.Context(), client.cfg.Transport, nodes[0].addr, proposeMethod, proposeRequest{client.ID(), c})
-		if err != nil {
+		reply, err := transport.Call[proposeRequest, proposeReply](t.Context(), client.cfg.Transport, nodes[0].addr, proposeMethod, proposeRequest{client.ID(), c})
+		if err != nil || reply.Result == nil {
 			t.Fatal(err)
 		}
-		return res
+		return *reply.Result
 	}
-	if res := call(cluster.Command{Hello: &hello}); res.Refused != nil {
-		t.Fatal(res.Refused)
+	// The leader would ask the run that lives, and refuse.
+	if res, err := nodes[0].local().Propose(t.Context(), cluster.Command{Host: client.id(), Hello: &hello}); err != nil || res.Refused != nil {
+		t.Fatal(res.Refused, err)
 	}
 	late := grant("10.1.0.0/16")
 	late.Session, late.Request = session, 1000
@@ -191,7 +192,7 @@ func TestNobodySpeaksForAnother(t *testing.T) {
 		{Host: nodes[0].id(), Session: session, Request: 1000, AttachPool: &cluster.AttachPool{Prefix: netip.MustParsePrefix("10.1.0.0/16")}},
 		{Host: client.id(), Found: &cluster.Found{Cluster: "x"}},
 	} {
-		_, err := transport.Call[proposeRequest, cluster.Result](t.Context(), client.cfg.Transport, nodes[0].addr, proposeMethod, proposeRequest{client.ID(), c})
+		_, err := transport.Call[proposeRequest, proposeReply](t.Context(), client.cfg.Transport, nodes[0].addr, proposeMethod, proposeRequest{client.ID(), c})
 		if why := (*cluster.Refusal)(nil); !errors.As(err, &why) || why.Code != cluster.Invalid {
 			t.Errorf("%+v: %v", c, err)
 		}
@@ -281,8 +282,10 @@ func TestSetBackLogIsNotFollowed(t *testing.T) {
 	seen := client.Registry().Index
 	founder.kill()
 	founder.dir = old
-	founder.start().fresh()
-	client.await("it says so", func() bool { return strings.Contains(client.Status().Error, "was set back") })
+	founder.start()
+	for _, n := range nodes {
+		n.await("it says so", func() bool { return strings.Contains(n.Status().Error, "was set back") })
+	}
 	if client.Registry().Index != seen {
 		t.Error("the copy went back")
 	}

@@ -19,8 +19,11 @@ type machine struct {
 
 	mu       sync.Mutex
 	registry *cluster.Registry
+	servers  []raft.Server // of the newest configuration that is known to be committed
 	feeds    map[*feed]struct{}
 }
+
+var _ raft.ConfigurationStore = (*machine)(nil)
 
 // entry is one committed command as it stands in the log.
 type entry struct {
@@ -60,6 +63,24 @@ func (m *machine) Apply(log *raft.Log) any {
 	}
 	m.applied(next)
 	return res
+}
+
+// StoreConfiguration is called for each configuration that is committed.
+func (m *machine) StoreConfiguration(_ uint64, c raft.Configuration) { m.settled(c.Servers) }
+
+// settled notes that a configuration is committed.
+func (m *machine) settled(servers []raft.Server) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.servers = servers
+}
+
+// members is the newest configuration that is known to be committed. A leader
+// that is ready knows it.
+func (m *machine) members() []raft.Server {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.servers
 }
 
 func (m *machine) Snapshot() (raft.FSMSnapshot, error) {

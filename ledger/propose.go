@@ -3,11 +3,11 @@ package ledger
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/ledger/rules"
-	"github.com/isthmus-net/isthmus/transport"
 )
 
 const (
@@ -16,7 +16,7 @@ const (
 	proposeTime = 5 * time.Second
 	// attemptTime bounds one try, so that an answer that got lost is asked for
 	// again.
-	attemptTime = 2 * time.Second
+	attemptTime = 1500 * time.Millisecond
 	// catchUp bounds how long Propose waits for the copy to include what was
 	// done.
 	catchUp = time.Second
@@ -27,7 +27,7 @@ const (
 // Propose asks the cluster for one change and returns its result. It stamps
 // the command with host, session and request, and takes at most five seconds.
 // A refusal is returned as a *cluster.Refusal. An *Unreachable says that no
-// voter answered; the command may be applied later all the same, but never
+// leader answered, through one change of leader at least; the command may be applied later all the same, but never
 // after a later one of this host.
 //
 // Normally the copy includes the change when Propose returns.
@@ -92,56 +92,77 @@ func (l *Ledger) inTurn(ctx context.Context, c cluster.Command) (cluster.Result,
 }
 
 // submit sends a command until it is answered, always as the same request.
-func (l *Ledger) submit(ctx context.Context, id cluster.ID, c cluster.Command) (cluster.Result, error) {
+func (l *Ledger) submit(ctx context.Context, id cluster.ID, c cluster.Command) (res cluster.Result, err error) {
+	err = l.persist(ctx, func() error {
+		return l.atLeader(ctx, id, func(r *replica) (err error) {
+			res, err = l.commit(ctx, r, c)
+			return err
+		}, func(ctx context.Context, at netip.AddrPort) (netip.AddrPort, error) {
+			reply, err := call[proposeRequest, proposeReply](ctx, l, at, proposeMethod, proposeRequest{id, c})
+			switch {
+			case reply.Result != nil:
+				res = *reply.Result
+			case err == nil && !reply.Other.IsValid():
+				err = errors.New("the leader's answer is empty")
+			}
+			return reply.Other, err
+		})
+	})
+	return res, err
+}
+
+// persist does try until it succeeds, is refused, or ctx ends.
+func (l *Ledger) persist(ctx context.Context, try func() error) error {
 	var last error
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
 		changed := l.watch()
-		res, err := l.attempt(ctx, id, c)
+		err := try()
 		if err == nil {
-			return res, nil
+			return nil
 		}
 		var refusal *cluster.Refusal
 		if errors.As(err, &refusal) {
-			return cluster.Result{}, refusal
+			return refusal
 		}
 		if ctx.Err() == nil || last == nil {
 			last = err
 		}
 		if !l.wait(ctx, changed, wait) {
-			return cluster.Result{}, l.unreachable(last)
+			return l.unreachable(last)
 		}
 	}
 }
 
-// attempt asks every place where a voter may be, once.
-func (l *Ledger) attempt(ctx context.Context, id cluster.ID, c cluster.Command) (cluster.Result, error) {
-	if l.local() != nil {
-		r, err := l.voter(id)
-		if err != nil {
-			return cluster.Result{}, err
-		}
-		if why := l.alive(ctx, c); why != nil {
-			return cluster.Result{Refused: why}, nil
-		}
-		return r.Propose(ctx, c)
+var errElsewhere = errors.New("the leader is changing")
+
+// atLeader does something once, here when this host leads, else at the leader:
+// remote may return where the leader is instead.
+func (l *Ledger) atLeader(ctx context.Context, id cluster.ID, local func(*replica) error, remote func(context.Context, netip.AddrPort) (netip.AddrPort, error)) error {
+	r, err := l.serving(id)
+	if err == nil {
+		return local(r)
 	}
-	first := errors.New("nobody in reach knows where it is")
-	for i, at := range l.candidates() {
-		trying, cancel := context.WithTimeout(ctx, attemptTime)
-		res, err := transport.Call[proposeRequest, cluster.Result](trying, l.cfg.Transport, at, proposeMethod, proposeRequest{id, c})
-		cancel()
-		if err == nil {
-			return res, nil
-		}
-		var refusal *cluster.Refusal
-		if errors.As(err, &refusal) {
-			return cluster.Result{}, err
-		}
-		if i == 0 {
-			first = err
-		}
+	if r := l.local(); r != nil && r.alone() {
+		return err
 	}
-	return cluster.Result{}, first
+	at, err := l.lookUp(ctx, id)
+	if err != nil {
+		return err
+	}
+	trying, cancel := context.WithTimeout(ctx, attemptTime)
+	defer cancel()
+	other, err := remote(trying, at)
+	switch {
+	case err != nil:
+		if refusal := (*cluster.Refusal)(nil); !errors.As(err, &refusal) {
+			l.wonder()
+		}
+		return err
+	case other.IsValid():
+		l.ledAt(other)
+		return errElsewhere
+	}
+	return nil
 }
 
 // unreachable names the voters that gave no answer.
@@ -150,7 +171,15 @@ func (l *Ledger) unreachable(cause error) error {
 	defer l.mu.Unlock()
 	u := &Unreachable{Cause: plain(cause)}
 	if l.id != "" {
-		u.Voters = append(u.Voters, l.voters...)
+		for _, v := range l.voters {
+			if v.Suffrage == Nonvoting {
+				continue
+			}
+			u.Voters = append(u.Voters, v)
+			if l.answered != nil && !l.answered[v.Host] {
+				u.Missing = append(u.Missing, v)
+			}
+		}
 	}
 	if l.waiting != "" && (len(u.Voters) == 0 || errors.Is(cause, context.DeadlineExceeded)) {
 		u.Cause = errors.New(l.waiting)
@@ -219,9 +248,6 @@ func (l *Ledger) sayHello(ctx context.Context, id cluster.ID) error {
 		return res.Refused
 	}
 	l.noteRefused(nil)
-	if r := l.local(); r != nil {
-		l.learn(l.servers(r)) // the address may be another one now
-	}
 	return nil
 }
 

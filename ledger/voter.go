@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"sync"
+	"time"
 
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/transport"
 )
 
 // order asks keepLog to put another log in the place of the one on this host.
@@ -35,20 +39,18 @@ func (l *Ledger) replaceLog(ctx context.Context, change func(dir string) error) 
 
 // begin makes this host the only voter of a fresh log that begins with first.
 func (l *Ledger) begin(ctx context.Context, first cluster.Command) error {
-	return l.replaceLog(ctx, func(dir string) error {
-		return writeLog(dir, l.cfg.Host, l.cfg.Transport.Addr(), &first)
-	})
+	return l.replaceLog(ctx, func(dir string) error { return writeLog(dir, l.cfg.Host, &first) })
 }
 
-// keepLog runs a voter on this host while it has a log, until ctx ends.
+// keepLog runs a voter on this host while it has a log, until ctx ends. A log
+// that must not be used any more is deleted: the host is a client then, until
+// the leader enlists it again.
 func (l *Ledger) keepLog(ctx context.Context) error {
 	for {
 		running, stop := context.WithCancel(ctx)
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
-			l.vote(running)
-		}()
+		ended := make(chan error, 1)
+		go func() { ended <- l.vote(running) }()
+		var lost error
 		select {
 		case <-ctx.Done():
 			stop()
@@ -58,88 +60,189 @@ func (l *Ledger) keepLog(ctx context.Context) error {
 			stop()
 			<-ended
 			o.done <- o.change(l.cfg.Dir)
+			continue
+		case lost = <-ended:
+			stop()
+		}
+		if lost != nil {
+			l.log.WithField("cause", lost).Warn("this host gives up its log, and takes part as a client")
+			if err := wipeLog(l.cfg.Dir); err != nil {
+				l.log.WithError(err).Error("cannot delete the log")
+				if !l.wait(ctx, nil, pause()) {
+					return ctx.Err()
+				}
+			}
+			continue
+		}
+		select { // there is no log
+		case <-ctx.Done():
+			return ctx.Err()
+		case o := <-l.orders:
+			o.done <- o.change(l.cfg.Dir)
 		}
 	}
 }
 
-// vote runs the log on this host, if there is one, until ctx ends.
-func (l *Ledger) vote(ctx context.Context) {
-	var r *replica
-	for hasLog(l.cfg.Dir) {
-		err := finishLog(l.cfg.Dir)
-		if err != nil {
-			l.note(err.Error())
-			if !l.wait(ctx, nil, pause()) {
-				return
-			}
-			continue
-		}
-		r, err = openReplica(replicaConfig{
-			dir: l.cfg.Dir, transport: l.cfg.Transport, admit: l.isVoter, applied: l.mirror.advance, log: l.log,
-		})
-		if err == nil {
-			break
-		}
-		l.note(err.Error())
-		if !l.wait(ctx, nil, pause()) {
-			return
-		}
-	}
+// vote runs the log on this host, if there is one, until ctx ends. It returns
+// why the log must not be used any more, or nil.
+func (l *Ledger) vote(ctx context.Context) error {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	moved := make(chan struct{}, 1)
+	r := l.openLog(ctx, func(why error) { end(lostLog{why}) }, moved)
 	if r == nil {
-		return
+		return nil
 	}
 	l.mu.Lock()
-	l.replica, l.office = r, false
+	l.replica, l.office, l.doubt = r, false, nil
 	l.waiting, l.reachable = "the log on this host is starting", false
 	l.notify()
 	l.mu.Unlock()
-	ran := make(chan struct{})
-	go func() {
-		defer close(ran)
-		r.run(ctx, l.leadership)
-	}()
+	var parts sync.WaitGroup
+	parts.Go(func() { r.run(ctx, l.leadership) })
+	parts.Go(func() { l.govern(ctx, r) })
+	parts.Go(func() { l.exchange(ctx, r) })
+	parts.Go(func() { l.watchLeader(ctx, r, moved) })
 	l.serveOffice(ctx, r)
-	<-ran
+	if err := r.close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		l.log.WithError(err).Warn("cannot close the log")
+	}
+	parts.Wait()
 	l.mu.Lock()
 	l.replica, l.office, l.reachable = nil, false, false
 	l.notify()
 	l.mu.Unlock()
-	if err := r.close(); err != nil && !errors.Is(err, os.ErrClosed) {
-		l.log.WithError(err).Warn("cannot close the log")
+	if why := (lostLog{}); errors.As(context.Cause(ctx), &why) {
+		return why.error
+	}
+	return nil
+}
+
+// lostLog says why a log must not be used any more.
+type lostLog struct{ error }
+
+// openLog opens the log on this host until that succeeds; nil when there is
+// none, or ctx ended.
+func (l *Ledger) openLog(ctx context.Context, lost func(error), moved chan struct{}) *replica {
+	for hasLog(l.cfg.Dir) {
+		err := finishLog(l.cfg.Dir)
+		if err == nil {
+			var r *replica
+			r, err = openReplica(replicaConfig{
+				dir: l.cfg.Dir, listener: l.cfg.Transport.Listener(transport.Raft), dial: l.dialRaft, admit: l.knowsServer,
+				witness: l.witness, election: l.cfg.Timing.Election,
+				applied: l.mirror.advance, changed: func() { signal(moved) }, lost: lost, log: l.log,
+			})
+			if err == nil {
+				return r
+			}
+		}
+		l.note(err.Error())
+		if !l.wait(ctx, nil, pause()) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// watchLeader lets this host follow whom its server follows.
+func (l *Ledger) watchLeader(ctx context.Context, r *replica, moved <-chan struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-moved:
+		}
+		if at := l.other(); at.IsValid() {
+			l.ledAt(at)
+		}
 	}
 }
 
-// serveOffice lets the log serve others as soon as it may, and returns when
-// ctx ends.
+// serveOffice lets the log serve others whenever this host leads, and returns
+// when ctx ends.
 func (l *Ledger) serveOffice(ctx context.Context, r *replica) {
 	for ctx.Err() == nil {
 		changed := l.watch()
-		if id := r.Registry().Cluster; r.ready.Load() && id != "" {
-			if err := l.takeOffice(r, id); err != nil {
+		rest := time.Minute
+		l.mu.Lock()
+		office := l.office
+		l.mu.Unlock()
+		switch id := r.Registry().Cluster; {
+		case !r.ready.Load() && office:
+			l.mu.Lock()
+			l.office = false
+			l.notify()
+			l.mu.Unlock()
+		case r.ready.Load() && !office && id == "":
+			rest = pause() // its first command is being applied
+		case r.ready.Load() && !office:
+			if err := l.takeOffice(ctx, r, id); err != nil {
 				l.note(err.Error())
+				rest = refusedPause
 			}
-			<-ctx.Done()
-			return
 		}
-		l.wait(ctx, changed, pause())
+		l.wait(ctx, changed, rest)
 	}
 }
 
 // takeOffice lets the other hosts know that this one serves the log.
-func (l *Ledger) takeOffice(r *replica, id cluster.ID) error {
-	if own := l.Registry(); newer(own, r.Registry()) {
+func (l *Ledger) takeOffice(ctx context.Context, r *replica, id cluster.ID) error {
+	own := l.Registry()
+	if newer(own, r.Registry()) {
 		return fmt.Errorf("the log on this host ends at %d and its copy at %d: the log was set back; bring back its newer state", r.Registry().Index, own.Index)
+	}
+	if r.alone() && !r.attested {
+		l.hearWitnesses(ctx, r)
+		r.attested = true
+	}
+	l.mu.Lock()
+	doubt := l.doubt
+	l.mu.Unlock()
+	if doubt != nil {
+		return doubt
 	}
 	if err := l.belong(id); err != nil {
 		return err
 	}
 	l.learn(l.servers(r))
 	l.mu.Lock()
-	l.office = true
+	l.office, l.answered = true, nil
+	l.led = netip.AddrPort{}
 	l.notify()
 	l.mu.Unlock()
 	l.note("")
 	return nil
+}
+
+// hearWitnesses asks all hosts in reach how new their copies are. Nobody else
+// could tell a sole voter that its disk was set back.
+func (l *Ledger) hearWitnesses(ctx context.Context, r *replica) {
+	var addrs []netip.AddrPort
+	for _, h := range r.Registry().Hosts {
+		if h.ID != l.cfg.Host && !h.Tombstone {
+			addrs = append(addrs, l.addressesOf(h.ID)...)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for _, a := range l.ask(ctx, addrs) {
+		if a.err == nil && a.reply.Cluster == r.Registry().Cluster {
+			l.overtaken(r, a.reply.Host, followRequest{Gen: a.reply.Gen, Index: a.reply.Index})
+		}
+	}
+}
+
+// distrust ends this host's office for good: others have seen more than its log
+// holds. Only another log ends this.
+func (l *Ledger) distrust(why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.doubt == nil {
+		l.doubt, l.office = why, false
+		l.log.WithField("cause", why).Error("the log on this host was set back")
+		l.notify()
+	}
 }
 
 // leadership is called when the local replica became ready, or ceased to be.
@@ -149,10 +252,20 @@ func (l *Ledger) leadership() {
 	l.notify()
 	l.mu.Unlock()
 	switch {
-	case !office:
+	case r == nil || !office:
 	case r.ready.Load():
 		l.note("")
-	default:
+	case r.alone():
 		l.note(plain(r.trouble()).Error())
+	default:
+		l.note("this voter leads no more: the voters choose a leader")
 	}
+}
+
+// server is the ID of the server on this host, "" when it has none.
+func (l *Ledger) server() string {
+	if r := l.local(); r != nil {
+		return string(r.server)
+	}
+	return ""
 }
