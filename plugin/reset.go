@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -67,7 +66,7 @@ func (n *node) mayReset() error {
 	if c := n.driver.Status().Endpoints; c > 0 {
 		return fmt.Errorf("reset: %d containers of this host are attached: stop them, or --force to cut them off", c)
 	}
-	if st := n.ledger.Status(); st.Role == ledger.Voter {
+	if st := n.ledger.Status(); st.Role == ledger.Voter && len(st.Voters) == 1 {
 		var others []string
 		for _, h := range n.ledger.Registry().Hosts {
 			if h.ID != n.id && !h.Tombstone && h.Session != 0 {
@@ -97,15 +96,14 @@ func (n *node) giveBack(ctx context.Context) []string {
 	for _, p := range n.ipam.Status() {
 		if err := n.ipam.Forget(ctx, p.Pool); err != nil {
 			left = append(left, err.Error())
-			continue
-		}
-		// In good order where that is possible. What a container was about to
-		// use is not given up so; it is taken back below.
-		if err := n.ipam.Recalled(ctx, p.Pool, netip.Addr{}); err != nil {
-			n.log.WithError(err).Debug("give back a pool")
 		}
 	}
-	for _, c := range holdings(n.ledger.Registry(), n.id) {
+	// In good order where that is possible. What a container was about to use is
+	// not given up so; it is taken back below.
+	if err := n.ipam.Leave(ctx); err != nil {
+		n.log.WithError(err).Debug("give back the pools")
+	}
+	for _, c := range append(holdings(n.ledger.Registry(), n.id), cluster.Command{Leave: &cluster.Leave{}}) {
 		if _, err := n.ledger.Propose(ctx, c); err != nil {
 			left = append(left, err.Error())
 			if ctx.Err() != nil || !errors.As(err, new(*cluster.Refusal)) {
