@@ -1,5 +1,5 @@
 # A menu: every target is one line that calls a script.
-.PHONY: help build plugin install lint test test-unit test-race test-kernel test-e2e test-engines bench demo demo-down lab clean
+.PHONY: help build plugin install lint test test-unit test-race test-kernel test-e2e test-engines soak nightly bench demo demo-down lab clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -33,6 +33,12 @@ test-e2e: ## real engines on several hosts made on this machine; needs root
 
 test-engines: ## the same on engines 26, 28 and 29, fetched and built the first time
 	@scripts/test engines
+
+soak: ## ten minutes of faults on five hosts; needs root
+	@scripts/test soak
+
+nightly: ## the simulation and the log under faults, at length
+	@scripts/test nightly
 
 bench: ## against the plain host path and Docker's overlay, on the same engines
 	@scripts/bench
