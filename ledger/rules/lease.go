@@ -14,8 +14,10 @@ import (
 // Sizes of a block, in addresses, as powers of two.
 const (
 	defaultBlock = 3 // 8 addresses
-	maxBlock     = 6 // 64 addresses
+	maxBlock     = 6 // cluster.BlockMax addresses
 )
+
+var _ = [1]int{}[cluster.BlockMax-1<<maxBlock] // they are the same
 
 func (d *draft) grant(host cluster.HostID, c cluster.Grant) cluster.Result {
 	p, ok := d.Pools[masked(c.Pool)]
