@@ -168,7 +168,7 @@ type nodeCommand struct {
 }
 
 type nodeRemove struct {
-	What string `arg:"" help:"The host's name, or its id or the beginning of that."`
+	What string `arg:"" help:"The host's name, its id, or the first eight digits of that."`
 	Dead bool   `help:"It is off and will not come back: what it had may be used by others at once."`
 }
 

@@ -15,8 +15,8 @@ import (
 	"github.com/isthmus-net/isthmus/ledger"
 )
 
-// RemoveRequest names the host to take out of the cluster: its name, or its id
-// or the beginning of that.
+// RemoveRequest names the host to take out of the cluster: its name, its id, or
+// the first eight digits of that.
 type RemoveRequest struct {
 	What string `json:"what"`
 	Dead bool   `json:"dead"` // it is off for good: what it had may be used by others at once
@@ -59,35 +59,18 @@ func (n *node) remove(ctx context.Context, req RemoveRequest) (RemoveReport, err
 	return r, nil
 }
 
-// findHost finds the one host that a person means. A host that was removed
-// before is meant only if no other has the name.
+// findHost finds the one host that a person means. One that was removed before
+// is meant only if no member is called so.
 func findHost(r *cluster.Registry, what string) (cluster.Host, error) {
 	if what == "" {
 		return cluster.Host{}, errors.New("say which, by name or id")
 	}
-	var members, removed []cluster.Host
-	for _, h := range r.Hosts {
-		switch {
-		case h.Name != what && !strings.HasPrefix(string(h.ID), what):
-		case h.Tombstone:
-			removed = append(removed, h)
-		default:
-			members = append(members, h)
-		}
-	}
-	for _, found := range [][]cluster.Host{members, removed} {
-		switch len(found) {
-		case 0:
-			continue
-		case 1:
-			return found[0], nil
-		}
-		for _, h := range found {
-			if h.Name == what || string(h.ID) == what {
-				return h, nil
-			}
-		}
-		return cluster.Host{}, fmt.Errorf("%s may be %s or %s: say more of the id", what, found[0].ID, found[1].ID)
+	found := r.HostsCalled(what)
+	switch {
+	case len(found) == 1, len(found) > 1 && found[0].Tombstone != found[1].Tombstone:
+		return found[0], nil
+	case len(found) > 1:
+		return cluster.Host{}, fmt.Errorf("%s may be %s or %s: give the id", what, found[0].ID, found[1].ID)
 	}
 	var names []string
 	for _, h := range r.Hosts {
