@@ -2,10 +2,14 @@ package ledger
 
 import (
 	"context"
+	"maps"
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 
+	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/transport"
 )
 
@@ -60,7 +64,7 @@ func (l *Ledger) ask(ctx context.Context, addrs []netip.AddrPort) []answer {
 	for i, at := range addrs {
 		wg.Go(func() {
 			all[i].at = at
-			all[i].reply, all[i].err = transport.Call[whereRequest, whereReply](ctx, l.cfg.Transport, at, whereMethod, req)
+			all[i].reply, all[i].err = call[whereRequest, whereReply](ctx, l, at, whereMethod, req)
 		})
 	}
 	wg.Wait()
@@ -95,4 +99,44 @@ func (l *Ledger) isSelf(addrs []netip.AddrPort) bool {
 		}
 	}
 	return false
+}
+
+// others is where the other hosts of a registry may be found, as far as that
+// is known.
+func (l *Ledger) others(r *cluster.Registry) map[cluster.HostID][]netip.AddrPort {
+	out := map[cluster.HostID][]netip.AddrPort{}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, h := range r.Hosts {
+		if id == l.cfg.Host || h.Tombstone {
+			continue
+		}
+		if h.Address.IsValid() {
+			out[id] = append(out[id], h.Address)
+		}
+		if at, ok := l.addresses[id]; ok && at.IsValid() && at != h.Address {
+			out[id] = append(out[id], at)
+		}
+	}
+	return out
+}
+
+// some picks a few other members to ask.
+func (l *Ledger) some() []netip.AddrPort {
+	known := map[netip.AddrPort]bool{}
+	for _, places := range l.others(l.Registry()) {
+		for _, at := range places {
+			known[at] = true
+		}
+	}
+	l.mu.Lock()
+	for id, at := range l.addresses {
+		if id != l.cfg.Host && at.IsValid() {
+			known[at] = true
+		}
+	}
+	l.mu.Unlock()
+	all := slices.Collect(maps.Keys(known))
+	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	return all[:min(gossips, len(all))]
 }

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/isthmus-net/isthmus/cluster"
-	"github.com/isthmus-net/isthmus/transport"
 )
 
 const (
@@ -49,7 +48,7 @@ func (l *Ledger) openBoot() error {
 		return err
 	}
 	l.stands = l.boot.standing
-	l.boot.settled = len(l.witnesses()) == 0
+	l.boot.settled = len(l.others(l.Registry())) == 0
 	if h, ok := l.Registry().Hosts[l.cfg.Host]; ok {
 		l.boot.machine = otherMachine(h.Machine, l.cfg.Self.Machine)
 		if h.Session > l.boot.standing.Session {
@@ -123,32 +122,12 @@ func (l *Ledger) keepStanding(session uint64) {
 	l.stands = next
 }
 
-// witnesses is where to ask the other hosts of the registry.
-func (l *Ledger) witnesses() map[cluster.HostID][]netip.AddrPort {
-	out := map[cluster.HostID][]netip.AddrPort{}
-	l.mu.Lock()
-	heard := l.addresses
-	l.mu.Unlock()
-	for id, h := range l.Registry().Hosts {
-		if id == l.cfg.Host || h.Tombstone {
-			continue
-		}
-		if h.Address.IsValid() {
-			out[id] = append(out[id], h.Address)
-		}
-		if at, ok := heard[id]; ok && at != h.Address {
-			out[id] = append(out[id], at)
-		}
-	}
-	return out
-}
-
 // askWitnesses asks the others what they know of this host, until all have
 // answered, or the cluster has confirmed the run.
 func (l *Ledger) askWitnesses(ctx context.Context) {
 	heard := map[cluster.HostID]bool{}
 	for round := 0; ctx.Err() == nil && !l.Fresh(); round++ {
-		asking := l.witnesses()
+		asking := l.others(l.Registry())
 		maps.DeleteFunc(asking, func(id cluster.HostID, _ []netip.AddrPort) bool { return heard[id] })
 		ids := slices.Collect(maps.Keys(asking))
 		if rand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] }); round > 0 {
@@ -167,6 +146,19 @@ func (l *Ledger) askWitnesses(ctx context.Context) {
 	}
 }
 
+// awaitWitnesses waits until the start is settled; false when ctx ended.
+func (l *Ledger) awaitWitnesses(ctx context.Context) bool {
+	for {
+		changed := l.watch()
+		if l.Boot().Settled {
+			return true
+		}
+		if !l.wait(ctx, changed, bootTime) {
+			return false
+		}
+	}
+}
+
 // hear asks hosts at the same time, for at most bootTime, and returns those
 // that answered.
 func (l *Ledger) hear(ctx context.Context, ids []cluster.HostID, at map[cluster.HostID][]netip.AddrPort) map[cluster.HostID]bool {
@@ -178,7 +170,7 @@ func (l *Ledger) hear(ctx context.Context, ids []cluster.HostID, at map[cluster.
 	for _, id := range ids {
 		for _, a := range at[id] {
 			wg.Go(func() {
-				w, err := transport.Call[witnessRequest, cluster.Witness](ctx, l.cfg.Transport, a, witnessMethod, witnessRequest{l.cfg.Host})
+				w, err := call[witnessRequest, cluster.Witness](ctx, l, a, witnessMethod, witnessRequest{l.cfg.Host})
 				if err != nil {
 					return
 				}

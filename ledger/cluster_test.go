@@ -6,11 +6,14 @@ import (
 	"crypto/rand"
 	"fmt"
 	"io"
+	"maps"
 	mathrand "math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -37,6 +40,25 @@ type node struct {
 	addr netip.AddrPort
 	stop func() error
 	ran  chan error // the end of Ledger.Run
+
+	mu   sync.Mutex
+	kept map[uint64]cluster.Claim // the blocks that it keeps, as its ipam would
+}
+
+func (n *node) claims() []cluster.Claim {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Collect(maps.Values(n.kept))
+}
+
+// block leases a block and keeps it.
+func (n *node) block(prefix string) cluster.Lease {
+	n.t.Helper()
+	lease := n.must(grant(prefix)).Lease
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.kept[lease.ID] = lease.Claim()
+	return lease
 }
 
 var (
@@ -57,7 +79,7 @@ func newNode(t *testing.T, name string) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, name: name, dir: t.TempDir(), key: key, addr: nextAddr()}
+	n := &node{t: t, name: name, dir: t.TempDir(), key: key, addr: nextAddr(), kept: map[uint64]cluster.Claim{}}
 	t.Cleanup(n.kill)
 	return n
 }
@@ -109,7 +131,8 @@ func (n *node) startWith(change func(*Config)) *node {
 	}
 	cfg := Config{
 		Transport: tr, DB: db, Dir: filepath.Join(n.dir, "raft"), Host: n.id(), Port: n.addr.Port(), Log: n.logger(),
-		Self: cluster.Hello{PublicKey: n.key.Public().(ed25519.PublicKey), Name: n.name, VTEP: n.addr.Addr(), Address: n.addr},
+		Claims: n.claims,
+		Self:   cluster.Hello{PublicKey: n.key.Public().(ed25519.PublicKey), Name: n.name, VTEP: n.addr.Addr(), Address: n.addr},
 	}
 	change(&cfg)
 	if n.Ledger, err = Open(cfg); err != nil {

@@ -3,7 +3,6 @@ package ledger
 import (
 	"context"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -121,14 +120,14 @@ func (l *Ledger) follow(ctx context.Context, at netip.AddrPort) error {
 func (l *Ledger) lookAround(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	answers := l.ask(ctx, l.others())
+	answers := l.ask(ctx, l.some())
 	for _, a := range l.askJoin(ctx) {
 		answers = append(answers, a.answer)
 	}
 	id := l.ID()
 	var hints []netip.AddrPort
 	for _, a := range answers {
-		l.consider(a)
+		l.consider(ctx, a)
 		if a.err == nil && a.reply.Cluster == id {
 			for _, v := range a.reply.Voters {
 				hints = append(hints, v.Address)
@@ -143,24 +142,4 @@ func (l *Ledger) lookAround(ctx context.Context) {
 		l.hints = hints
 		l.notify()
 	}
-}
-
-// others picks some members to ask.
-func (l *Ledger) others() []netip.AddrPort {
-	known := map[netip.AddrPort]bool{}
-	for _, h := range l.Registry().Hosts {
-		if h.ID != l.cfg.Host && !h.Tombstone && h.Address.IsValid() {
-			known[h.Address] = true
-		}
-	}
-	l.mu.Lock()
-	for id, at := range l.addresses {
-		if id != l.cfg.Host && at.IsValid() {
-			known[at] = true
-		}
-	}
-	l.mu.Unlock()
-	all := slices.Collect(maps.Keys(known))
-	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-	return all[:min(gossips, len(all))]
 }

@@ -86,15 +86,18 @@ func (l *Ledger) seek(ctx context.Context) error {
 	tick := time.NewTimer(0)
 	defer tick.Stop()
 	s.publish()
-	for {
+	for ctx.Err() == nil {
 		changed := l.watch()
 		l.mu.Lock()
-		id, wanted := l.id, l.wants > 0
+		id, wanted, held := l.id, l.wants > 0, l.held > 0
 		l.mu.Unlock()
 		var e founding.Event
 		switch {
 		case id != "":
 			return nil
+		case held:
+			l.wait(ctx, changed, time.Minute)
+			continue
 		case wanted && !s.m.Wanted():
 			e = founding.Want{}
 		case !wanted && s.m.Wanted():
@@ -119,6 +122,7 @@ func (l *Ledger) seek(ctx context.Context) error {
 		}
 		s.publish()
 	}
+	return ctx.Err()
 }
 
 // heard is an event with all that the peer said.
@@ -163,7 +167,7 @@ func (s *seeker) do(ctx context.Context, e founding.Effect) {
 	case founding.Persuade:
 		to := s.placeOf(e.Peer)
 		task(persuadeTime, func(ctx context.Context) founding.Event {
-			reply, err := transport.Call[foundRequest, whereReply](transport.Anonymous(ctx), s.cfg.Transport, to, foundMethod, foundRequest{})
+			reply, err := call[foundRequest, whereReply](transport.Anonymous(ctx), s.Ledger, to, foundMethod, foundRequest{})
 			return heard{founding.Persuaded{Peer: e.Peer, Answer: reply.Answer, Err: text(err)}, e.Peer, reply}
 		})
 	case founding.Record:
@@ -172,7 +176,7 @@ func (s *seeker) do(ctx context.Context, e founding.Effect) {
 		promise := founding.Promise{Cluster: e.Cluster, Founder: s.cfg.Host, Name: s.cfg.Self.Name, At: s.cfg.Self.Address}
 		s.mu.Unlock()
 		task(patience, func(ctx context.Context) founding.Event {
-			reply, err := transport.Call[recordRequest, recordReply](transport.Anonymous(ctx), s.cfg.Transport, to, recordMethod, recordRequest{promise, e.Force})
+			reply, err := call[recordRequest, recordReply](transport.Anonymous(ctx), s.Ledger, to, recordMethod, recordRequest{promise, e.Force})
 			return heard{founding.Recorded{Peer: e.Peer, Cluster: e.Cluster, OK: reply.OK, Answer: reply.Host.Answer, Err: text(err)}, e.Peer, reply.Host}
 		})
 	case founding.Keep:

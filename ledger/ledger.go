@@ -75,12 +75,14 @@ type Ledger struct {
 
 	// turn is held by whoever has a request under way: a host has one at a
 	// time. Its holder alone counts requests and says hello.
-	turn    chan struct{}
-	orders  chan order          // to keepLog
-	judging chan struct{}       // wakes keepMeeting
-	events  chan founding.Event // to seek
-	request uint64
-	nonce   uint64 // of this run
+	turn       chan struct{}
+	orders     chan order          // to keepLog
+	rebuilding chan struct{}       // held by whoever rebuilds the log
+	setBack    chan *replica       // wakes keepWhole
+	judging    chan struct{}       // wakes keepMeeting
+	events     chan founding.Event // to seek
+	request    uint64
+	nonce      uint64 // of this run
 
 	mu        sync.Mutex
 	changed   chan struct{} // closed and replaced when anything below changes
@@ -105,6 +107,7 @@ type Ledger struct {
 	boot      boot
 	stands    standing // as it is on disk
 	wants     int      // commands that wait for a cluster
+	held      int      // above 0: no cluster is looked for
 	search    search   // for one
 	callers   callers
 	met       map[cluster.ID]meeting
@@ -135,17 +138,19 @@ func Open(cfg Config) (*Ledger, error) {
 	cfg.Timing = cfg.Timing.orDefaults()
 	l := &Ledger{
 		callers: callers{}, cfg: cfg, log: cfg.Log, mirror: m, witness: w,
-		turn:      make(chan struct{}, 1),
-		orders:    make(chan order),
-		events:    make(chan founding.Event),
-		judging:   make(chan struct{}, 1),
-		met:       map[cluster.ID]meeting{},
-		former:    map[cluster.ID]cluster.ID{},
-		followers: map[cluster.HostID]*follower{},
-		leaving:   map[cluster.HostID]time.Time{},
-		changed:   make(chan struct{}),
-		nonce:     rand.Uint64() | 1,
-		waiting:   "starting",
+		turn:       make(chan struct{}, 1),
+		orders:     make(chan order),
+		events:     make(chan founding.Event),
+		rebuilding: make(chan struct{}, 1),
+		setBack:    make(chan *replica, 1),
+		judging:    make(chan struct{}, 1),
+		met:        map[cluster.ID]meeting{},
+		former:     map[cluster.ID]cluster.ID{},
+		followers:  map[cluster.HostID]*follower{},
+		leaving:    map[cluster.HostID]time.Time{},
+		changed:    make(chan struct{}),
+		nonce:      rand.Uint64() | 1,
+		waiting:    "starting",
 	}
 	id, err := load(cfg.DB, clusterKey)
 	if err != nil {
@@ -165,6 +170,7 @@ func (l *Ledger) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { l.mirror.run(ctx, l.noteBroken); return nil })
 	g.Go(func() error { l.askWitnesses(ctx); return nil })
+	g.Go(func() error { l.keepWhole(ctx); return nil })
 	g.Go(func() error { return l.keepMeeting(ctx) })
 	g.Go(func() error { return l.keepLog(ctx) })
 	g.Go(func() error {

@@ -264,33 +264,6 @@ func TestAnyHostTellsWhereTheVoterIs(t *testing.T) {
 	nodes[2].start(join[1]).fresh()
 }
 
-func TestSetBackLogIsNotFollowed(t *testing.T) {
-	t.Parallel()
-	nodes, join := hosts(t, 2)
-	founder, client := nodes[0].start().fresh(), nodes[1].start(join[0]).fresh()
-	client.must(attach("10.1.0.0/16"))
-	founder.kill()
-	old := t.TempDir()
-	if err := os.CopyFS(old, os.DirFS(founder.dir)); err != nil {
-		t.Fatal(err)
-	}
-	founder.start().fresh()
-	client.fresh()
-	for range 5 {
-		client.must(grant("10.1.0.0/16"))
-	}
-	seen := client.Registry().Index
-	founder.kill()
-	founder.dir = old
-	founder.start()
-	for _, n := range nodes {
-		n.await("it says so", func() bool { return strings.Contains(n.Status().Error, "was set back") })
-	}
-	if client.Registry().Index != seen {
-		t.Error("the copy went back")
-	}
-}
-
 func TestSnapshotsAreRestored(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, "host1").start().fresh()

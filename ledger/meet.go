@@ -53,7 +53,7 @@ func (l *Ledger) askedBy(ctx context.Context, req whereRequest) {
 }
 
 // consider takes in what a host said about where it belongs.
-func (l *Ledger) consider(a answer) {
+func (l *Ledger) consider(ctx context.Context, a answer) {
 	if a.err != nil {
 		return
 	}
@@ -61,7 +61,13 @@ func (l *Ledger) consider(a answer) {
 	if a.reply.Dissolved != "" && own != "" {
 		l.bury(a)
 	}
-	if a.reply.Cluster == "" || a.reply.Cluster == own {
+	switch {
+	case a.reply.Cluster == "":
+		return
+	case a.reply.Cluster == own:
+		if a.reply.Gen > l.Registry().Gen {
+			l.outdated(ctx, a.reply.Gen, a.reply.Voters)
+		}
 		return
 	}
 	m := meeting{Server{Name: a.reply.Name, Address: a.at}.String(), []netip.AddrPort{a.at}, a.reply.Empty, time.Now()}
@@ -124,11 +130,21 @@ func (l *Ledger) keepMeeting(ctx context.Context) error {
 		case <-l.judging:
 			l.judge(ctx)
 		case <-tick.C:
-			tick.Reset(meetEvery - time.Second + pause())
+			next := meetEvery - redial + pause()
+			if hasLog(l.cfg.Dir) && !l.Status().Reachable {
+				next = redial + pause()
+			}
+			tick.Reset(next)
 			asking, cancel := context.WithTimeout(ctx, patience)
 			for _, a := range l.askJoin(asking) {
 				if !a.self {
-					l.consider(a.answer)
+					l.consider(ctx, a.answer)
+				}
+			}
+			if l.local() != nil {
+				// The log may go on without this voter, in a later generation.
+				for _, a := range l.ask(asking, l.some()) {
+					l.consider(ctx, a)
 				}
 			}
 			cancel()

@@ -90,6 +90,8 @@ type latestReply struct {
 func (l *Ledger) serve() {
 	transport.Handle(l.cfg.Transport, whereMethod, l.serveWhere)
 	transport.Handle(l.cfg.Transport, witnessMethod, l.serveWitness)
+	transport.Handle(l.cfg.Transport, censusMethod, l.serveCensus)
+	transport.Handle(l.cfg.Transport, rebuiltMethod, l.serveRebuilt)
 	transport.Handle(l.cfg.Transport, foundMethod, l.serveFound)
 	transport.Handle(l.cfg.Transport, recordMethod, l.serveRecord)
 	transport.Handle(l.cfg.Transport, proposeMethod, l.servePropose)
@@ -269,12 +271,19 @@ func (l *Ledger) overtaken(r *replica, from cluster.HostID, req followRequest) e
 	switch {
 	case req.Gen > own.Gen:
 		err := fmt.Errorf("the registry on host %s is of generation %d, and the log here of %d: another one took its place", l.Registry().HostName(from), req.Gen, own.Gen)
-		r.lost(err)
+		if r.alone() {
+			l.distrust(err) // it may be the only voter of that one too; see outdated
+		} else {
+			r.lost(err)
+		}
 		return err
 	case req.Gen == own.Gen && req.Index > own.Offset+r.raft.LastIndex():
 		err := fmt.Errorf("its log ends at %d and host %s has seen %d already: the disk there was set back; bring back its newer state",
 			own.Offset+r.raft.LastIndex(), l.Registry().HostName(from), req.Index)
 		l.distrust(err)
+		if r.alone() {
+			l.wasSetBack(r, setBackText(own, req.Gen, req.Index))
+		}
 		return err
 	}
 	return nil

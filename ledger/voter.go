@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -188,13 +189,25 @@ func (l *Ledger) serveOffice(ctx context.Context, r *replica) {
 
 // takeOffice lets the other hosts know that this one serves the log.
 func (l *Ledger) takeOffice(ctx context.Context, r *replica, id cluster.ID) error {
-	own := l.Registry()
-	if newer(own, r.Registry()) {
-		return fmt.Errorf("the log on this host ends at %d and its copy at %d: the log was set back; bring back its newer state", r.Registry().Index, own.Index)
+	if own, log := l.Registry(), r.Registry(); newer(own, log) {
+		if own.Gen > log.Gen && l.keptElsewhere() {
+			err := fmt.Errorf("the log on this host is of generation %d, and went on in generation %d", log.Gen, own.Gen)
+			r.lost(err)
+			return err
+		}
+		return l.reportSetBack(r, own.Gen, own.Index)
 	}
-	if r.alone() && !r.attested {
-		l.hearWitnesses(ctx, r)
-		r.attested = true
+	if r.alone() {
+		// Nobody else keeps the log, but others may have seen more of it.
+		if !l.awaitWitnesses(ctx) {
+			return ctx.Err()
+		}
+		switch w, own := l.Boot().Witness, r.Registry(); {
+		case w.Gen > own.Gen:
+			return fmt.Errorf("the log on this host is of generation %d, and went on in generation %d", own.Gen, w.Gen) // see outdated
+		case w.Gen == own.Gen && w.Index > own.Index:
+			return l.reportSetBack(r, w.Gen, w.Index)
+		}
 	}
 	l.mu.Lock()
 	doubt := l.doubt
@@ -215,22 +228,24 @@ func (l *Ledger) takeOffice(ctx context.Context, r *replica, id cluster.ID) erro
 	return nil
 }
 
-// hearWitnesses asks all hosts in reach how new their copies are. Nobody else
-// could tell a sole voter that its disk was set back.
-func (l *Ledger) hearWitnesses(ctx context.Context, r *replica) {
-	var addrs []netip.AddrPort
-	for _, h := range r.Registry().Hosts {
-		if h.ID != l.cfg.Host && !h.Tombstone {
-			addrs = append(addrs, l.addressesOf(h.ID)...)
-		}
+// reportSetBack has the log rebuilt, if no other voter can fill it again.
+func (l *Ledger) reportSetBack(r *replica, gen, index uint64) error {
+	why := setBackText(r.Registry(), gen, index)
+	if r.alone() {
+		l.wasSetBack(r, why)
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	for _, a := range l.ask(ctx, addrs) {
-		if a.err == nil && a.reply.Cluster == r.Registry().Cluster {
-			l.overtaken(r, a.reply.Host, followRequest{Gen: a.reply.Gen, Index: a.reply.Index})
-		}
-	}
+	return errors.New(why)
+}
+
+// keptElsewhere reports whether another host is known to keep the log.
+func (l *Ledger) keptElsewhere() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.voters, func(v Server) bool { return v.Host != l.cfg.Host })
+}
+
+func setBackText(own *cluster.Registry, gen, index uint64) string {
+	return fmt.Sprintf("the log on this host ends at %d (generation %d), and a copy at %d (generation %d): its disk was set back, and the log is rebuilt from the copies and the claims of all hosts in reach", own.Index, own.Gen, index, gen)
 }
 
 // distrust ends this host's office for good: others have seen more than its log
