@@ -37,24 +37,19 @@ func (r *replica) knows(server raft.ServerID, at place) bool {
 	return r.told[string(server)] == at
 }
 
-func (r *replica) forgetTold(server string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.told, server)
-}
-
 // tell exchanges positions with one server.
 func (l *Ledger) tell(ctx context.Context, r *replica, to raft.ServerID) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for _, at := range l.addressesOf(hostOf(to)) {
-		reply, err := call[greeting, greeting](ctx, l, at, positionMethod, r.greet(string(to)))
+		ours := r.greet(string(to))
+		reply, err := call[greeting, greeting](ctx, l, at, positionMethod, ours)
 		if err == nil && reply.Here.Server == string(to) {
-			r.meet(reply) // raft's streams act on what it says
+			r.heard(ours)
+			_ = r.meet(reply) // raft's streams act on what it says
 			return
 		}
 	}
-	r.forgetTold(string(to))
 }
 
 func (l *Ledger) servePosition(_ context.Context, from cluster.HostID, g greeting) (greeting, error) {
@@ -66,6 +61,7 @@ func (l *Ledger) servePosition(_ context.Context, from cluster.HostID, g greetin
 		return greeting{}, errors.New("server " + g.Here.Server + " runs on another host")
 	}
 	ours := r.greet(g.Here.Server)
-	r.meet(g)
+	r.heard(ours) // or it asks again
+	_ = r.meet(g)
 	return ours, nil
 }

@@ -104,7 +104,7 @@ func (r *replica) open(c replicaConfig) error {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r.streams = &streams{
-		server: r.server, listener: c.listener, dial: c.dial, greet: r.greet, meet: r.meet, peer: peerOf,
+		server: r.server, listener: c.listener, dial: c.dial, greet: r.greet, heard: r.heard, meet: r.meet, peer: peerOf,
 		admit: func(id raft.ServerID) bool { return r.includes(id) || c.admit(id) },
 		ctx:   ctx, cancel: cancel, accepted: make(chan net.Conn), conns: map[net.Conn]struct{}{},
 	}
@@ -280,10 +280,14 @@ func (r *replica) greet(to string) greeting {
 	if seen, ok := r.witness.of(to); ok {
 		g.Seen = &seen
 	}
+	return g
+}
+
+// heard notes that a greeting reached the other server.
+func (r *replica) heard(g greeting) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.told[to] = g.Here.Now
-	return g
+	r.told[g.To] = g.Here.Now
 }
 
 // meet judges a greeting. A log that was set back takes part in nothing: this

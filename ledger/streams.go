@@ -68,6 +68,7 @@ type streams struct {
 	listener net.Listener
 	dial     func(context.Context, cluster.HostID) (net.Conn, error)
 	greet    func(to string) greeting      // what to say first
+	heard    func(greeting)                // is called with it once the other end has it
 	meet     func(greeting) error          // judges what the other end said
 	admit    func(raft.ServerID) bool      // who may speak raft to this host
 	peer     func(net.Conn) cluster.HostID // proven by the transport
@@ -132,6 +133,7 @@ func (s *streams) receive(conn net.Conn) {
 		c.Close()
 		return
 	}
+	s.heard(ours)
 	conn.SetDeadline(time.Time{})
 	select {
 	case s.accepted <- c:
@@ -162,7 +164,8 @@ func (s *streams) Dial(address raft.ServerAddress, timeout time.Duration) (net.C
 
 func (s *streams) introduce(conn net.Conn, to string) error {
 	conn.SetDeadline(time.Now().Add(greetingTime))
-	if err := writeGreeting(conn, s.greet(to)); err != nil {
+	ours := s.greet(to)
+	if err := writeGreeting(conn, ours); err != nil {
 		return err
 	}
 	theirs, err := readGreeting(conn)
@@ -181,6 +184,7 @@ func (s *streams) introduce(conn net.Conn, to string) error {
 	if theirs.Here.Server != to {
 		return fmt.Errorf("server %s answers there", theirs.Here.Server)
 	}
+	s.heard(ours)
 	return conn.SetDeadline(time.Time{})
 }
 
