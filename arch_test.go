@@ -25,6 +25,7 @@ var mayImport = map[string][]string{
 	"driver/kernel": {"cluster"},
 	"plugin":        {"cluster", "transport", "gossip", "ledger", "ipam", "driver", "driver/kernel"},
 	"e2e":           {"cluster"},
+	"sim":           {}, // its tests drive the pure parts of ledger and ipam
 }
 
 // TestImports holds the rule for all files, tests excepted from the part of it
