@@ -38,6 +38,7 @@ type node struct {
 	dir  string
 	key  ed25519.PrivateKey
 	addr netip.AddrPort
+	path func(to netip.AddrPort) context.Context // see Ledger
 	stop func() error
 	ran  chan error // the end of Ledger.Run
 
@@ -138,6 +139,7 @@ func (n *node) startWith(change func(*Config)) *node {
 	if n.Ledger, err = Open(cfg); err != nil {
 		n.t.Fatal(err)
 	}
+	n.Ledger.path = n.path
 	ctx, cancel := context.WithCancel(context.Background())
 	var g errgroup.Group
 	g.Go(func() error { return tr.Run(ctx) })

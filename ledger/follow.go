@@ -33,7 +33,7 @@ func pause() time.Duration { return redial/2 + rand.N(redial/2) }
 func (l *Ledger) keepFollowing(ctx context.Context) {
 	for try := 0; ctx.Err() == nil; try++ {
 		changed := l.watch()
-		if r := l.local(); l.leads() || r != nil && r.alone() {
+		if l.leads() || l.keepsAlone() {
 			l.wait(ctx, changed, time.Minute)
 			continue
 		}
@@ -62,6 +62,15 @@ func (l *Ledger) keepFollowing(ctx context.Context) {
 	}
 }
 
+// keepsAlone reports whether the only voter is on this host, or may be: its log
+// is not open yet.
+func (l *Ledger) keepsAlone() bool {
+	if r := l.local(); r != nil {
+		return r.alone()
+	}
+	return hasLog(l.cfg.Dir)
+}
+
 // follow keeps the copy up to date from the leader until the stream breaks. It
 // returns nil when there is another leader, or another server on this host.
 func (l *Ledger) follow(ctx context.Context, at netip.AddrPort) error {
@@ -78,10 +87,14 @@ func (l *Ledger) follow(ctx context.Context, at netip.AddrPort) error {
 	defer watching.Wait()
 	defer cancel()
 	watching.Go(func() {
-		for changed := l.watch(); l.wait(ctx, changed, time.Minute); changed = l.watch() {
+		for {
+			changed := l.watch()
 			if l.leaderAt() != at || l.server() != server || l.leads() {
 				moved = true
 				cancel()
+				return
+			}
+			if !l.wait(ctx, changed, time.Minute) {
 				return
 			}
 		}

@@ -198,14 +198,26 @@ func TestVotersAreReplaced(t *testing.T) {
 	rest := others(nodes, out)
 	spare.await("it is a voter", func() bool { return spare.Status().Role == Voter })
 	awaitVoters(t, rest, 3)
-	// It comes back to a cluster that has no seat for it: it is a client, and
-	// its log is gone.
+	// It comes back to a cluster that has no seat for four: who has none is a
+	// client, and its log is gone.
 	out.startHasty(lead.addr.String()).fresh()
-	out.await("it is a client", func() bool { return out.Status().Role == Client && out.Status().Reachable && !hasLog(out.cfg.Dir) })
+	out.await("one of four is a client", func() bool {
+		clients := 0
+		for _, n := range nodes {
+			if s := n.Status(); s.Role == Client && s.Reachable && !hasLog(n.cfg.Dir) {
+				clients++
+			}
+		}
+		return clients == 1
+	})
+	lead = awaitVoters(t, nodes, 3)
 	out.must(attach("10.1.0.0/16"))
-
-	lead = leaderOf(t, rest)
-	victim := others(rest, lead)[0]
+	var victim *node
+	for _, n := range others(nodes, lead) {
+		if n.Status().Role == Voter {
+			victim = n
+		}
+	}
 	lead.must(cluster.Command{Forget: &cluster.Forget{Host: victim.id()}})
 	left := others(nodes, victim)
 	for _, n := range left {
