@@ -74,10 +74,15 @@ func (l *Ledger) census() (census, error) {
 func (l *Ledger) leader() Server {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.reachable || len(l.voters) == 0 {
+	if !l.reachable {
 		return Server{}
 	}
-	return l.voters[0]
+	for _, v := range l.voters {
+		if v.Leader {
+			return v
+		}
+	}
+	return Server{Name: "a leader", Host: "unknown"}
 }
 
 // tail lists the commands of the log that are not in a registry.

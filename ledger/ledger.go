@@ -99,6 +99,7 @@ type Ledger struct {
 	replica   *replica
 	office    bool  // the replica serves others
 	doubt     error // why it must not, whatever else
+	departed  bool  // this host left, and is not to come back by itself
 	reachable bool
 	waiting   string           // what keeps the host from being served
 	refused   *cluster.Refusal // why its Hello was refused

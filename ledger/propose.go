@@ -224,6 +224,12 @@ func (l *Ledger) endSession(session uint64) {
 // sayHello opens a session. The caller holds the turn. All Hellos of a run have
 // one nonce, so that a Hello whose answer was lost opens one session.
 func (l *Ledger) sayHello(ctx context.Context, id cluster.ID) error {
+	l.mu.Lock()
+	departed := l.departed
+	l.mu.Unlock()
+	if departed {
+		return errors.New("this host left the cluster: it joins again when it is started anew")
+	}
 	hello := l.cfg.Self
 	hello.Nonce = l.nonce
 	if l.cfg.Claims != nil {
@@ -251,8 +257,8 @@ func (l *Ledger) sayHello(ctx context.Context, id cluster.ID) error {
 	return nil
 }
 
-// keepSession says hello when there is no session, when the host's description
-// changed, and when the copy shows that another run of this host took over.
+// keepSession says hello when there is no session, and when the copy shows that
+// another run of this host took over, or that the registry was rebuilt.
 func (l *Ledger) keepSession(ctx context.Context) {
 	changed := l.mirror.subscribe()
 	defer l.mirror.unsubscribe(changed)

@@ -219,7 +219,7 @@ const rebuiltMethod = "ledger.rebuilt"
 type rebuiltRequest struct {
 	Cluster cluster.ID `json:"cluster"`
 	Gen     uint64     `json:"gen"`
-	Voter   Server     `json:"voter"`
+	Voters  []Server   `json:"voters"` // the host that tells it
 }
 
 // announce tells all hosts that the log was rebuilt. Those that do not hear it
@@ -227,12 +227,14 @@ type rebuiltRequest struct {
 func (l *Ledger) announce(ctx context.Context, r *cluster.Registry) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	self := Server{Host: l.cfg.Host, Name: l.cfg.Self.Name, Address: l.cfg.Self.Address}
+	l.mu.Lock()
+	voters := l.voters
+	l.mu.Unlock()
 	var wg sync.WaitGroup
 	for _, places := range l.others(r) {
 		for _, at := range places {
 			wg.Go(func() {
-				_, _ = call[rebuiltRequest, struct{}](ctx, l, at, rebuiltMethod, rebuiltRequest{r.Cluster, r.Gen, self})
+				_, _ = call[rebuiltRequest, struct{}](ctx, l, at, rebuiltMethod, rebuiltRequest{r.Cluster, r.Gen, voters})
 			})
 		}
 	}
@@ -240,8 +242,8 @@ func (l *Ledger) announce(ctx context.Context, r *cluster.Registry) {
 }
 
 func (l *Ledger) serveRebuilt(ctx context.Context, from cluster.HostID, req rebuiltRequest) (struct{}, error) {
-	if req.Cluster != "" && req.Cluster == l.ID() && req.Voter.Host == from {
-		l.outdated(ctx, req.Gen, []Server{req.Voter})
+	if req.Cluster != "" && req.Cluster == l.ID() && len(req.Voters) == 1 && req.Voters[0].Host == from {
+		l.outdated(ctx, req.Gen, req.Voters)
 	}
 	return struct{}{}, nil
 }
@@ -272,6 +274,7 @@ func (l *Ledger) outdated(ctx context.Context, gen uint64, voters []Server) {
 	}
 	if l.Registry().Gen < gen {
 		l.learn(voters)
+		l.wonder()
 	}
 }
 
