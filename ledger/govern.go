@@ -218,7 +218,7 @@ func (l *Ledger) serveEnlist(ctx context.Context, from cluster.HostID, req enlis
 	for _, s := range req.Servers {
 		named = named || s.Host == from && s.Leader
 	}
-	if h := l.Registry().Hosts[from]; !named || h.Tombstone {
+	if h := l.Registry().Hosts[from]; !named || h.ID == "" || h.Tombstone {
 		return enlistReply{}, fmt.Errorf("host %s does not lead", from.Short())
 	}
 	l.learn(req.Servers)
