@@ -309,20 +309,20 @@ func TestPickedSubnets(t *testing.T) {
 		}
 		must[netip.Addr](t)(h.start(id, "", ""))
 	}
-	for pool, want := range map[string]string{
-		"0.0.0.0/8":  "--subnet of length /8: isthmus picks subnets out of 10.64.0.0/10; ask for /10 or a longer one, or name the subnet",
-		"::/40":      "--subnet of length /40: isthmus picks subnets out of " + default6(h.Registry().Cluster).String() + "; ask for /48 or a longer one, or name the subnet",
-		"0.0.0.0/10": "no free subnet of length /10 is left to choose from (9 pools exist): name one with --subnet, or remove a network",
-		"::/0":       "--subnet ::/0: isthmus hands out addresses of a real subnet; name one, or leave --subnet out",
-		"0.0.0.0/31": "",
+	for _, c := range []struct{ pool, want string }{
+		{"0.0.0.0/8", "--subnet of length /8: isthmus picks subnets out of 10.64.0.0/10; ask for /10 or a longer one, or name the subnet"},
+		{"::/40", "--subnet of length /40: isthmus picks subnets out of " + default6(h.Registry().Cluster).String() + "; ask for /48 or a longer one, or name the subnet"},
+		{"0.0.0.0/10", "no free subnet of length /10 is left to choose from (9 pools exist): name one with --subnet, or remove a network"},
+		{"::/0", "--subnet ::/0: isthmus hands out addresses of a real subnet; name one, or leave --subnet out"},
+		{"0.0.0.0/31", ""},
 	} {
-		_, _, err := h.requestPool(pool, "", options{})
-		if want == "" {
+		_, _, err := h.requestPool(c.pool, "", options{})
+		if c.want == "" {
 			if err != nil {
-				t.Errorf("%s: %v", pool, err)
+				t.Errorf("%s: %v", c.pool, err)
 			}
 			continue
 		}
-		wantErr(t, err, want)
+		wantErr(t, err, c.want)
 	}
 }
