@@ -4,12 +4,14 @@
 //
 // # Model
 //
-// A few hosts are voters; for now that is the founder alone. Every other host
-// is a client: it holds a stream to a voter, which sends the registry and then
-// each committed command, and runs the same rules on its own copy
-// ([Ledger.Registry]). The copy is on disk, so that a host that boots alone
-// still knows every definition. To change something a host asks a voter
-// ([Ledger.Propose]).
+// One, three or five hosts are voters, chosen and replaced by the leader among
+// them (package council); all others are clients. Every host but the leader
+// holds a stream to the leader, which sends the registry and then each committed
+// command, and runs the same rules on its own copy ([Ledger.Registry]). The copy
+// is on disk, so that a host that boots alone still knows every definition. To
+// change something a host asks the leader ([Ledger.Propose]), wherever it is;
+// to read what is newest, it brings its copy up to date first ([Ledger.Sync]).
+// A host becomes a voter, and ceases to be one, while it runs.
 //
 // # Which cluster
 //
@@ -34,9 +36,14 @@
 //   - The copy lags. After a successful Propose it normally includes the
 //     change, but a caller that needs the outcome takes it from the Result.
 //   - A copy only moves forward. A voter that comes back with an older log (its
-//     disk was restored) is not followed.
+//     disk was restored) is not followed. Of several voters it takes part anew.
 //   - The registry's Index is not raft's last index: raft has entries of its
 //     own.
 //   - A voter's raft.ServerID is random per log directory, never the address
 //     or the host alone: a voter that lost its log must not vote as its old self.
+//     It is what raft takes for the server's address, too.
+//   - The leader hands over when Run's context ends, for which the transport must
+//     run on for a moment. End the ledger first.
+//
+// DESIGN.md says why.
 package ledger
