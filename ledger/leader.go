@@ -13,9 +13,10 @@ import (
 	"github.com/isthmus-net/isthmus/cluster"
 )
 
-// rivalTime is how long the first host that says that it leads is compared with
-// others, when less than a majority of the voters have answered: one that was
-// cut off may not know yet that it leads nobody.
+// rivalTime is how long a look for the leader goes on after one host said that
+// it leads, while less than a majority of the voters have answered (one that was
+// cut off may not know yet that it leads nobody), or after a majority answered
+// and nobody leads (they may be choosing).
 const rivalTime = 200 * time.Millisecond
 
 // leads reports whether this host's own server leads, and serves.
@@ -75,8 +76,8 @@ func (l *Ledger) lookUp(ctx context.Context, id cluster.ID) (netip.AddrPort, err
 	return at, err
 }
 
-// found is what one address said to ledger.where.
-type found struct {
+// sighting is what one address said to ledger.where.
+type sighting struct {
 	at netip.AddrPort
 	answer
 }
@@ -89,13 +90,13 @@ func (l *Ledger) findLeader(ctx context.Context, id cluster.ID) (netip.AddrPort,
 		return netip.AddrPort{}, errors.New("nobody in reach knows where the voters are")
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
-	answers := make(chan found, len(addrs))
+	answers := make(chan sighting, len(addrs))
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
 	for _, at := range addrs {
 		wg.Go(func() {
-			f := found{at: at}
+			f := sighting{at: at}
 			f.reply, f.err = call[whereRequest, whereReply](ctx, l, at, whereMethod, whereRequest{})
 			if f.err == nil && f.reply.Cluster != id {
 				f.err = fmt.Errorf("it belongs to cluster %q, not to %q", f.reply.Cluster, id)
@@ -103,33 +104,32 @@ func (l *Ledger) findLeader(ctx context.Context, id cluster.ID) (netip.AddrPort,
 			answers <- f
 		})
 	}
-	var all []found
-	var decide <-chan time.Time
-	for len(all) < len(addrs) {
+	var all []sighting
+	var enough <-chan time.Time
+	for led, done := false, false; !done && len(all) < len(addrs); {
 		select {
 		case f := <-answers:
 			all = append(all, f)
-			if f.err == nil && f.reply.Leads && decide == nil {
-				decide = time.After(rivalTime)
+			most := l.majority(all)
+			led = led || f.err == nil && f.reply.Leads
+			if done = led && most; (led || most) && enough == nil {
+				enough = time.After(rivalTime)
 			}
-			if decide == nil || !l.majority(all) {
-				continue
-			}
-		case <-decide:
+		case <-enough:
+			done = true
 		}
-		break
 	}
 	return l.weigh(all)
 }
 
 // majority reports whether most voters have answered.
-func (l *Ledger) majority(all []found) bool {
+func (l *Ledger) majority(all []sighting) bool {
 	answered, voters := l.count(all)
 	return answered > voters/2
 }
 
 // count notes which voters answered.
-func (l *Ledger) count(all []found) (answered, voters int) {
+func (l *Ledger) count(all []sighting) (answered, voters int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.answered = map[cluster.HostID]bool{}
@@ -153,9 +153,9 @@ func (l *Ledger) count(all []found) (answered, voters int) {
 
 // weigh takes the newest of those who say that they lead, else whom the newest
 // voter follows.
-func (l *Ledger) weigh(all []found) (netip.AddrPort, error) {
+func (l *Ledger) weigh(all []sighting) (netip.AddrPort, error) {
 	answered, voters := l.count(all)
-	slices.SortStableFunc(all, func(a, b found) int {
+	slices.SortStableFunc(all, func(a, b sighting) int {
 		return cmp.Or(cmp.Compare(b.reply.Gen, a.reply.Gen), cmp.Compare(b.reply.Term, a.reply.Term))
 	})
 	asked := map[netip.AddrPort]bool{}

@@ -102,6 +102,38 @@ func TestLeaderIsCutOff(t *testing.T) {
 	lead.must(grant("10.1.0.0/16"))
 }
 
+// The leader vanishes in silence, and not much hastier than in production: a
+// proposal outlives that, on a voter and on a client.
+func TestProposalOutlivesTheLeader(t *testing.T) {
+	t.Parallel()
+	nodes, join := hosts(t, 4)
+	w := newNetwork()
+	t.Cleanup(w.close)
+	for _, n := range nodes {
+		w.join(n)
+		n.startWith(func(c *Config) {
+			c.Join, c.Timing = join, Timing{Election: 700 * time.Millisecond, Position: hasty.Position, Stable: hasty.Stable}
+		})
+	}
+	for _, n := range nodes {
+		n.fresh().must(attach("10.1.0.0/16"))
+	}
+	lead := awaitVoters(t, nodes, 3)
+	w.isolate(lead, nodes)
+	var wg sync.WaitGroup
+	for _, n := range others(nodes, lead) {
+		wg.Go(func() {
+			began := time.Now()
+			if _, err := n.Propose(context.Background(), grant("10.1.0.0/16")); err != nil {
+				t.Errorf("%s, a %s: %v", n.name, n.Status().Role, err)
+			}
+			t.Logf("%s, a %s: %v", n.name, n.Status().Role, time.Since(began))
+		})
+	}
+	wg.Wait()
+	w.heal()
+}
+
 // One voter does not hear another, which hears it.
 func TestOneWay(t *testing.T) {
 	t.Parallel()
