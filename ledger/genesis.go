@@ -29,10 +29,11 @@ const (
 
 // writeLog puts a fresh log in the place of the one in dir. With a first
 // command the log has this host as its only voter, and the command is its first;
-// without, it is empty, and waits for the leader of another log to fill it.
-func writeLog(dir string, host cluster.HostID, first *cluster.Command) error {
+// without, it is empty, and waits for the leader of another log to fill it. All
+// that is ever in the log is of one generation of the registry, gen.
+func writeLog(dir string, host cluster.HostID, gen uint64, first *cluster.Command) error {
 	part := dir + partSuffix
-	if err := writeGenesis(part, host, first); err != nil {
+	if err := writeGenesis(part, host, gen, first); err != nil {
 		return errors.Join(fmt.Errorf("write a fresh log: %w", err), os.RemoveAll(part))
 	}
 	if err := os.RemoveAll(dir + nextSuffix); err != nil {
@@ -101,7 +102,7 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-func writeGenesis(dir string, host cluster.HostID, first *cluster.Command) error {
+func writeGenesis(dir string, host cluster.HostID, gen uint64, first *cluster.Command) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
@@ -112,7 +113,7 @@ func writeGenesis(dir string, host cluster.HostID, first *cluster.Command) error
 	if err != nil {
 		return err
 	}
-	err = s.begin(raft.ServerID(string(host)+"."+random()), first)
+	err = s.begin(raft.ServerID(string(host)+"."+random()), gen, first)
 	return errors.Join(err, s.Close(), syncDir(dir))
 }
 
@@ -124,8 +125,8 @@ func random() string {
 
 // begin writes what an empty log starts from. A sole voter commits at its
 // start whatever is in its log.
-func (s *store) begin(id raft.ServerID, first *cluster.Command) error {
-	if err := s.Set(serverKey, []byte(id)); err != nil || first == nil {
+func (s *store) begin(id raft.ServerID, gen uint64, first *cluster.Command) error {
+	if err := errors.Join(s.SetUint64(genKey, gen), s.Set(serverKey, []byte(id))); err != nil || first == nil {
 		return err
 	}
 	body, err := json.Marshal(first)

@@ -183,7 +183,7 @@ type enlistReply struct {
 func (l *Ledger) enlist(ctx context.Context, r *replica, host cluster.HostID) (raft.ServerID, error) {
 	ctx, cancel := context.WithTimeout(ctx, enlistTime)
 	defer cancel()
-	req := enlistRequest{l.ID(), r.Registry().Gen, r.raft.CurrentTerm(), l.servers(r)}
+	req := enlistRequest{l.ID(), r.gen, r.raft.CurrentTerm(), l.servers(r)}
 	err := errors.New("its address is not known")
 	for _, at := range l.addressesOf(host) {
 		var reply enlistReply
@@ -223,7 +223,7 @@ func (l *Ledger) serveEnlist(ctx context.Context, from cluster.HostID, req enlis
 	}
 	l.learn(req.Servers)
 	if r := l.local(); r != nil {
-		if r.pristine() {
+		if r.pristine() && r.gen == req.Gen {
 			return enlistReply{string(r.server)}, nil
 		}
 		for _, s := range req.Servers {
@@ -231,14 +231,14 @@ func (l *Ledger) serveEnlist(ctx context.Context, from cluster.HostID, req enlis
 				return enlistReply{s.ID}, nil
 			}
 		}
-		if gen, term := r.Registry().Gen, r.raft.CurrentTerm(); req.Gen < gen || req.Gen == gen && req.Term < term {
+		if gen, term := r.gen, r.raft.CurrentTerm(); req.Gen < gen || req.Gen == gen && req.Term < term {
 			return enlistReply{}, fmt.Errorf("the log here has seen term %d of generation %d, and host %s leads in term %d of generation %d", term, gen, from.Short(), req.Term, req.Gen)
 		}
 	}
 	l.mu.Lock()
 	before := l.replica
 	l.mu.Unlock()
-	if err := l.replaceLog(ctx, func(dir string) error { return writeLog(dir, l.cfg.Host, nil) }); err != nil {
+	if err := l.replaceLog(ctx, func(dir string) error { return writeLog(dir, l.cfg.Host, req.Gen, nil) }); err != nil {
 		return enlistReply{}, err
 	}
 	for {
@@ -271,7 +271,7 @@ func (l *Ledger) review(registry *cluster.Registry, u update) error {
 	}
 	end := r.end()
 	switch {
-	case r.Registry().Gen != 0 && registry.Gen > r.Registry().Gen:
+	case registry.Gen > r.gen:
 		r.lost(fmt.Errorf("another log took its place: the registry is of generation %d now", registry.Gen))
 	case !r.includes(r.server):
 		// It is being added, or never was.

@@ -65,7 +65,7 @@ func (l *Ledger) consider(ctx context.Context, a answer) {
 	case a.reply.Cluster == "":
 		return
 	case a.reply.Cluster == own:
-		if a.reply.Gen > l.Registry().Gen {
+		if r := l.local(); a.reply.Gen > l.Registry().Gen || r != nil && a.reply.Gen > r.gen {
 			l.outdated(ctx, a.reply.Gen, a.reply.Voters)
 		}
 		return

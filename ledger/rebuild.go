@@ -260,7 +260,7 @@ func (l *Ledger) outdated(ctx context.Context, gen uint64, voters []Server) {
 	if r := l.local(); r != nil {
 		own := r.Registry()
 		switch {
-		case own.Gen >= gen:
+		case r.gen >= gen:
 			return
 		case len(voters) == 1 && self(voters[0]):
 			l.wasSetBack(r, setBackText(own, gen, 0))

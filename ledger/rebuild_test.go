@@ -393,13 +393,13 @@ func TestGenesisIsWhole(t *testing.T) {
 	dir := n.cfg.Dir
 	found := cluster.Command{Host: n.id(), Found: &cluster.Found{Cluster: "00000000c0ffee00"}}
 	// Before it was complete.
-	if err := writeGenesis(dir+partSuffix, n.id(), &found); err != nil {
+	if err := writeGenesis(dir+partSuffix, n.id(), 1, &found); err != nil {
 		t.Fatal(err)
 	}
 	n.start().fresh().kill()
 	// After.
 	next, _ := renew(n.Registry(), []census{{Host: n.Registry().Hosts[n.id()], Registry: n.Registry()}})
-	if err := writeGenesis(dir+nextSuffix, n.id(), &cluster.Command{Host: n.id(), Rebuild: &cluster.Rebuild{Registry: next}}); err != nil {
+	if err := writeGenesis(dir+nextSuffix, n.id(), 2, &cluster.Command{Host: n.id(), Rebuild: &cluster.Rebuild{Registry: next}}); err != nil {
 		t.Fatal(err)
 	}
 	n.start().gen(2).must(grant(pool))

@@ -32,6 +32,7 @@ type replica struct {
 	witness  *witness
 	election time.Duration
 	server   raft.ServerID
+	gen      uint64 // of the registry, also before a leader said what is in it
 	opened   time.Time
 	boot     uint64
 	start    place       // where the log ended when it was opened
@@ -93,6 +94,12 @@ func (r *replica) open(c replicaConfig) error {
 	var err error
 	if r.server, err = r.identity(); err != nil {
 		return err
+	}
+	if r.gen, err = r.store.GetUint64(genKey); err != nil {
+		return err
+	}
+	if r.gen == 0 {
+		r.gen = 1 // the log was made before there were others
 	}
 	if r.start.Term, err = r.store.GetUint64([]byte(termKey)); err != nil {
 		return err

@@ -36,6 +36,7 @@ var (
 	logBucket    = []byte("log")
 	stableBucket = []byte("stable")
 	serverKey    = []byte("server") // our own: the raft.ServerID of this directory
+	genKey       = []byte("gen")    // our own: the generation of the registry
 )
 
 func openStore(path string) (*store, error) {

@@ -40,7 +40,11 @@ func (l *Ledger) replaceLog(ctx context.Context, change func(dir string) error) 
 
 // begin makes this host the only voter of a fresh log that begins with first.
 func (l *Ledger) begin(ctx context.Context, first cluster.Command) error {
-	return l.replaceLog(ctx, func(dir string) error { return writeLog(dir, l.cfg.Host, &first) })
+	gen := uint64(1)
+	if first.Rebuild != nil {
+		gen = first.Rebuild.Registry.Gen
+	}
+	return l.replaceLog(ctx, func(dir string) error { return writeLog(dir, l.cfg.Host, gen, &first) })
 }
 
 // keepLog runs a voter on this host while it has a log, until ctx ends. A log
@@ -61,6 +65,7 @@ func (l *Ledger) keepLog(ctx context.Context) error {
 			stop()
 			<-ended
 			o.done <- o.change(l.cfg.Dir)
+			l.touch()
 			continue
 		case lost = <-ended:
 			stop()
@@ -73,6 +78,7 @@ func (l *Ledger) keepLog(ctx context.Context) error {
 					return ctx.Err()
 				}
 			}
+			l.touch()
 			continue
 		}
 		select { // there is no log
@@ -82,6 +88,13 @@ func (l *Ledger) keepLog(ctx context.Context) error {
 			o.done <- o.change(l.cfg.Dir)
 		}
 	}
+}
+
+// touch wakes those who wait for the log on this host to be there, or gone.
+func (l *Ledger) touch() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.notify()
 }
 
 // vote runs the log on this host, if there is one, until ctx ends. It returns
@@ -190,8 +203,8 @@ func (l *Ledger) serveOffice(ctx context.Context, r *replica) {
 // takeOffice lets the other hosts know that this one serves the log.
 func (l *Ledger) takeOffice(ctx context.Context, r *replica, id cluster.ID) error {
 	if own, log := l.Registry(), r.Registry(); newer(own, log) {
-		if own.Gen > log.Gen && l.keptElsewhere() {
-			err := fmt.Errorf("the log on this host is of generation %d, and went on in generation %d", log.Gen, own.Gen)
+		if own.Gen > r.gen && l.keptElsewhere() {
+			err := fmt.Errorf("the log on this host is of generation %d, and went on in generation %d", r.gen, own.Gen)
 			r.lost(err)
 			return err
 		}
