@@ -76,6 +76,8 @@ type run struct {
 	witness cluster.Witness
 	suspect string
 	session uint64
+	gen     uint64          // of the registry that it is ready to be held against
+	held    uint64          // of the registry that it was held against last
 	refused cluster.Code    // why the last Hello failed
 	queue   []lease.Message // to be sent one after the other
 	out     *attempt
@@ -135,6 +137,8 @@ func (b *box) start() bool {
 	if r.copy == nil {
 		r.copy = s.empty
 	}
+	r.gen = max(1, r.copy.Gen)
+	r.held = r.gen
 	if s.has("strict") {
 		r.suspect = "strict"
 	}
@@ -268,7 +272,7 @@ func (b *box) believe() {
 	for i := range b.containers {
 		c := &b.containers[i]
 		switch {
-		case apart:
+		case apart || !b.confirmed(c.key, c.addr):
 			c.attached = false
 		case r.m.Suspect() == "" && !c.attached:
 			_, used := r.m.Pool(c.key).Used[c.addr]
@@ -276,6 +280,23 @@ func (b *box) believe() {
 			c.attached = used && ok && !block.Draining
 		}
 	}
+}
+
+// confirmed reports whether the host may use an address although the registry
+// was rebuilt since it was held against one.
+func (b *box) confirmed(key cluster.PoolKey, a netip.Addr) bool {
+	r := b.run
+	if r.gen <= r.held || b.site.mutation == "generation" {
+		return true
+	}
+	if r.copy.Gen == r.gen {
+		for _, l := range r.copy.Leases {
+			if l.Holder == b.id && l.Pool == key && l.Covers(a) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // pend takes up a decision of the lease machine.
@@ -316,7 +337,7 @@ func (b *box) flush() bool {
 	b.write(st.Step)
 	if st.start != nil {
 		c := *st.start
-		c.attached = true
+		c.attached = b.confirmed(c.key, c.addr)
 		b.containers = append(slices.Clone(b.containers), c)
 	}
 	b.believe()
@@ -362,7 +383,7 @@ func (b *box) transmit() {
 	r := b.run
 	m := message{box: b.at, run: r.number, seq: r.out.seq}
 	if r.out.hello {
-		m.kind = "hello"
+		m.kind, m.gen = "hello", r.gen
 		m.cmd = cluster.Command{Host: b.id, Hello: &cluster.Hello{
 			PublicKey: b.key, Nonce: r.nonce, Name: b.name(), VTEP: b.vtep, Address: b.address, Machine: b.machine, Claims: r.m.Claims(),
 		}}
@@ -467,11 +488,17 @@ func (b *box) answered(m message) {
 
 func (m message) kindOfAnswer() string { return kindOfCommand(m.cmd) }
 
+// otherGen is the code of a Hello to a registry that was rebuilt since.
+const otherGen cluster.Code = "other-generation"
+
 // greeted takes in the answer to Hello.
 func (b *box) greeted(res cluster.Result) {
 	r := b.run
 	if r.refused = ""; res.Refused != nil {
 		r.refused = res.Refused.Code
+		if r.refused == otherGen {
+			r.gen = max(r.gen, res.Index)
+		}
 	} else {
 		r.session = res.Index
 		b.disk.session, b.disk.machine = max(b.disk.session, res.Index), b.machine
@@ -489,28 +516,46 @@ func (b *box) contest(l cluster.Lease) *lease.Contest {
 		for _, o := range b.site.boxes {
 			if b != o && o.run == nil {
 				b.run.heard[o.at], b.run.from[o.at] = o.disk.claims(), o.id
+			} else if b != o {
+				b.run.heard[o.at], b.run.from[o.at] = o.run.m.Claims(), o.id
+				for _, st := range o.run.steps {
+					for _, block := range st.Taken {
+						b.run.heard[o.at] = append(b.run.heard[o.at], block.Claim())
+					}
+				}
 			}
-			b.hear(o)
 		}
 	}
 	granted := l.Claim()
 	for i, claims := range b.run.heard {
-		h, known := b.run.copy.Hosts[b.run.from[i]]
-		if b.run.from[i] == b.id || !known || h.Tombstone {
-			continue
+		host := b.run.from[i]
+		if host == b.id || b.run.copy.Hosts[host].Tombstone {
+			continue // a host that the copy does not know yet counts
 		}
 		for _, c := range claims {
 			if !c.Overlaps(granted) {
 				continue
 			}
 			o := b.site.boxes[i]
-			if o.run != nil && b.site.reaches(b.at, i) && !o.run.m.Keeps(granted) {
+			if o.run != nil && b.site.reaches(b.at, i) && !o.keeps(granted) {
 				continue
 			}
-			return &lease.Contest{Host: h.ID, Claim: c}
+			return &lease.Contest{Host: host, Claim: c}
 		}
 	}
 	return nil
+}
+
+// keeps is what a host answers to another one that was granted a block.
+func (b *box) keeps(granted cluster.Claim) bool {
+	for _, st := range b.run.steps {
+		for _, block := range st.Taken {
+			if block.Claim().Overlaps(granted) {
+				return true
+			}
+		}
+	}
+	return b.run.m.Keeps(granted)
 }
 
 // fresh reports whether the copy includes the Hello of this run.
@@ -530,7 +575,8 @@ func (b *box) reconcile() bool {
 			contests[l.ID] = *c
 		}
 	}
-	before := r.m.Confirmed
+	before := r.m.Confirmed && r.held == r.copy.Gen
+	r.gen, r.held = r.copy.Gen, r.copy.Gen
 	st, _ := r.m.Reconcile(r.copy, contests)
 	if before && len(st.Writes)+len(st.Send)+len(st.Lost) == 0 {
 		return false // nothing to do

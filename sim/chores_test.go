@@ -31,6 +31,7 @@ func (b *box) follow(n int) bool {
 		}
 	}
 	r.copy = next
+	r.gen = max(r.gen, next.Gen)
 	if h := next.Hosts[b.id]; r.session != 0 && h.Session != r.session && next.Index >= r.session {
 		r.session = 0
 	}

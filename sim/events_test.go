@@ -88,8 +88,10 @@ const perPool = 16
 
 var allShapes = func() shapes {
 	out := shapes{}
-	for op, h := range happenings {
-		out[op] = h.fields
+	for _, all := range []map[string]happening{happenings, foundingHappenings} {
+		for op, h := range all {
+			out[op] = h.fields
+		}
 	}
 	return out
 }()

@@ -87,6 +87,10 @@ var mutations = map[string]mutation{
 		"a machine does not confirm for the one that it was copied from",
 		[]string{"clone", "forget"}, "macvlan", 32, []string{"clone", "forget", "confirm", "start"}, "",
 	},
+	"generation": {
+		"a host lets go of what a rebuilt registry does not lease to it before it is let in",
+		[]string{"crash", "cut", "rebuild"}, "vxlan", 32, nil, "",
+	},
 	"rebuild fence": {
 		"hosts that a rebuilt registry did not hear are not admitted until their Hello",
 		[]string{"crash", "cut", "rebuild"}, "vxlan", 32, nil, "",

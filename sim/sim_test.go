@@ -44,6 +44,19 @@ func drawConfig(rng *rand.Rand) config {
 	if rng.IntN(6) == 0 {
 		c.faults = append(c.faults, "strict")
 	}
+	switch rng.IntN(6) {
+	case 0:
+		// A log that forgot what it had committed breaks the promise on which all
+		// else rests. Claims that were heard make up for it.
+		c.faults = append(c.faults, "amnesia", "gossip")
+	case 1:
+		c.faults = append(c.faults, "rebuild")
+		// Leases of the lost end of a log can be granted again, and their holders
+		// are fenced: so this is for networks that fence.
+		for i := range c.pools {
+			c.pools[i].mode = "vxlan"
+		}
+	}
 	return c
 }
 
