@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -24,6 +25,9 @@ func (l *Ledger) exchange(ctx context.Context, r *replica) {
 			}
 		}
 		wg.Wait()
+		if !r.includes(r.server) && time.Since(r.opened) > leaveTime {
+			r.lost(errors.New("no leader has taken it up"))
+		}
 		if err := r.witness.save(servers); err != nil {
 			l.log.WithError(err).Warn("cannot remember the positions of the other voters over a restart")
 		}
