@@ -16,12 +16,22 @@
 // # Which cluster
 //
 // A host belongs to one cluster from its first Hello on, and keeps it until its
-// state is deleted. A host with no state founds a cluster when JOIN is empty.
-// With a JOIN list only the first entry may found, and only when a majority of
-// the list answers that it has no cluster either; all others wait for it, and
-// whoever hears of a cluster joins that one. The same list on all hosts, started
-// in any order, therefore gives one cluster. Lists that differ in their first
-// entry may give two, which then refuse each other.
+// state is deleted or the cluster dissolves. A host without a cluster looks for
+// one, and enters any that it hears of. None is founded before a command waits
+// for it; who founds, and who must agree, is in package founding.
+//
+// Clusters that meet never merge. One without pools dissolves into the other by
+// an entry in its log; Run then returns [ErrDissolved], and a new Ledger over
+// the same state joins the other. Two clusters with networks go on, refuse each
+// other, and say so.
+//
+// # What is lost
+//
+// [Ledger.Boot] says what the disk is worth after a start, by what the others
+// testify. A log that is lost is rebuilt from the copies and the claims of all
+// hosts in reach, in the next generation ([Ledger.Recover], [Ledger.Restore]; by
+// itself when the only voter was set back). A later generation wins over logs
+// and copies of an earlier one.
 //
 // # Sessions and requests
 //

@@ -105,6 +105,9 @@ func (l *Ledger) follow(ctx context.Context, at netip.AddrPort) error {
 			if own := l.Registry(); own.Gen > u.Registry.Gen || own.Gen == u.Registry.Gen && own.Index > max(u.End, u.Registry.Index) {
 				return fmt.Errorf("its log ends at %d and this host has seen %d already: the disk there was set back; bring back its newer state", u.End, own.Index)
 			}
+			if why := l.disowned(u.Registry); why != "" {
+				return l.protest(ctx, at, u.Registry, why)
+			}
 			r = u.Registry
 		}
 		for _, e := range u.Entries {

@@ -277,37 +277,3 @@ func (l *Ledger) outdated(ctx context.Context, gen uint64, voters []Server) {
 		l.wonder()
 	}
 }
-
-// wasSetBack is called when a newer copy turns up than the log of this host
-// has, although it is the only voter: its disk was set back.
-func (l *Ledger) wasSetBack(r *replica, why string) {
-	l.distrust(errors.New(why))
-	l.note(why)
-	select {
-	case l.setBack <- r:
-	default:
-	}
-}
-
-// keepWhole rebuilds the log of an only voter that was set back, until ctx
-// ends.
-func (l *Ledger) keepWhole(ctx context.Context) {
-	for {
-		var r *replica
-		select {
-		case <-ctx.Done():
-			return
-		case r = <-l.setBack:
-		}
-		for l.local() == r && ctx.Err() == nil {
-			report, err := l.rebuild(ctx, rebuildOf{alone: true})
-			if err != nil {
-				l.log.WithError(err).Error("cannot rebuild the log, which was set back")
-				l.wait(ctx, nil, redial)
-			}
-			for _, c := range report.Refused {
-				l.log.WithField("host", c.Name).WithField("block", c.Claim.Block).WithField("cause", c.Why).Error("a host must give up a block")
-			}
-		}
-	}
-}

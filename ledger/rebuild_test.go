@@ -113,6 +113,41 @@ func TestOnlyVoterSetBackAlone(t *testing.T) {
 	}
 }
 
+// As above, and its log has grown longer than the one that was lost. What the
+// client was leased tells that it is another.
+func TestOnlyVoterSetBackAndGrown(t *testing.T) {
+	t.Parallel()
+	nodes, join := hosts(t, 2)
+	founder, client := nodes[0].start().fresh(), nodes[1].start(join[0]).fresh()
+	founder.must(attach(pool))
+	client.must(attach(pool))
+	early := client.block(pool)
+	founder.kill()
+	old := founder.image()
+	founder.start().fresh()
+	client.fresh()
+	late := client.block(pool)
+	client.kill()
+	founder.kill()
+
+	founder.dir = old
+	founder.start().fresh()
+	grown := []cluster.Lease{founder.block(pool)}
+	for founder.Registry().Index < client.Registry().Index+10 {
+		grown = append(grown, founder.block(pool))
+	}
+	client.start(join[0]).gen(2)
+	founder.gen(2)
+	client.holds(client, early) // another host was given the other block
+	client.holds(founder, grown...)
+	if !grown[0].Block.Overlaps(late.Block) {
+		t.Errorf("%+v and %+v", grown[0], late)
+	}
+	if g := founder.Registry().Gen; g != 2 {
+		t.Errorf("generation %d: the refused claim has the log rebuilt again", g)
+	}
+}
+
 // The only voter is lost for good: another host goes on, and what the lost one
 // was told last is not granted again.
 func TestRecover(t *testing.T) {

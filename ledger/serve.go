@@ -93,6 +93,7 @@ func (l *Ledger) serve() {
 	transport.Handle(l.cfg.Transport, censusMethod, l.serveCensus)
 	transport.Handle(l.cfg.Transport, rebuiltMethod, l.serveRebuilt)
 	transport.Handle(l.cfg.Transport, leavingMethod, l.serveLeaving)
+	transport.Handle(l.cfg.Transport, disownedMethod, l.serveDisowned)
 	transport.Handle(l.cfg.Transport, foundMethod, l.serveFound)
 	transport.Handle(l.cfg.Transport, recordMethod, l.serveRecord)
 	transport.Handle(l.cfg.Transport, proposeMethod, l.servePropose)
