@@ -228,10 +228,11 @@ func (l *Ledger) takeOffice(ctx context.Context, r *replica, id cluster.ID) erro
 	if doubt != nil {
 		return doubt
 	}
+	// Who hears of the cluster is to hear of its voters, too.
+	l.learn(l.servers(r))
 	if err := l.belong(id); err != nil {
 		return err
 	}
-	l.learn(l.servers(r))
 	l.mu.Lock()
 	l.office, l.answered = true, nil
 	l.led = netip.AddrPort{}
