@@ -85,6 +85,11 @@ func (l *Ledger) Boot() cluster.Boot {
 	if fresh {
 		return out
 	}
+	// The cluster's own word says more than what raised the doubt, and what to do.
+	if r := l.refused; r != nil && (r.Code == cluster.Clone || r.Code == cluster.Forgotten) {
+		out.Suspect = r.Text
+		return out
+	}
 	var why []string
 	if l.boot.machine != "" {
 		why = append(why, "this may be a copy of the host on another machine: "+l.boot.machine)

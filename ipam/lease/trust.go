@@ -15,8 +15,8 @@ func (m *Machine) Boot(b cluster.Boot) {
 		return
 	}
 	m.Settled = m.Settled || b.Settled
-	if m.Doubt == "" {
-		m.Doubt = b.Suspect
+	if b.Suspect != "" {
+		m.Doubt = b.Suspect // the newest reason is the one that can be acted on
 	}
 	if m.Doubt == "" {
 		m.Doubt = m.setBack(b.Witness)
