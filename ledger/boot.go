@@ -229,37 +229,3 @@ func (l *Ledger) serveWitness(_ context.Context, _ cluster.HostID, req witnessRe
 	slices.SortFunc(w.Leases, func(a, b cluster.Lease) int { return cmp.Compare(a.ID, b.ID) })
 	return w, nil
 }
-
-// cloneTime bounds how long a Hello waits for the run that it would end.
-const cloneTime = time.Second
-
-// alive refuses a Hello that would end a run of that host which still answers:
-// its state was copied. The leader asks before it writes the Hello into the
-// log, so that the run goes on untouched.
-func (l *Ledger) alive(ctx context.Context, c cluster.Command) *cluster.Refusal {
-	h := l.Registry().Hosts[c.Host]
-	if c.Hello == nil || h.Session == 0 || h.Tombstone || h.Nonce == c.Hello.Nonce {
-		return nil
-	}
-	at := []netip.AddrPort{}
-	if h.Address.IsValid() {
-		at = append(at, h.Address)
-	}
-	l.mu.Lock()
-	if a, ok := l.addresses[c.Host]; ok && !slices.Contains(at, a) {
-		at = append(at, a)
-	}
-	l.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, cloneTime)
-	defer cancel()
-	for _, a := range l.ask(ctx, at) {
-		if a.err == nil && a.reply.Host == c.Host && a.reply.Run == h.Nonce {
-			why := cluster.Refuse(cluster.Clone,
-				"the host %s (%s) runs already at %s: the state of this host was copied from there. Run `isthmus reset` on the copy, so that it joins as a new host",
-				h.Name, c.Host.Short(), a.at)
-			why.Holders = []cluster.HostID{c.Host}
-			return why
-		}
-	}
-	return nil
-}

@@ -204,3 +204,41 @@ func TestCloneOfARunningHost(t *testing.T) {
 		t.Errorf("hosts %v", ids)
 	}
 }
+
+// A copy of the only voter brings its log. It serves nobody: not on another
+// machine, and not while the original runs, however much newer that is.
+func TestCloneOfTheOnlyVoter(t *testing.T) {
+	t.Parallel()
+	nodes, join := hosts(t, 2)
+	here := cluster.Machine{ID: "m1"}
+	founder, client := nodes[0].on(here).fresh(), nodes[1].start(join[0]).fresh()
+	for _, n := range nodes {
+		n.must(attach(pool))
+	}
+	founder.kill()
+	clone := &node{t: t, name: founder.name, dir: founder.image(), key: founder.key, addr: nextAddr()}
+	t.Cleanup(clone.kill)
+	// While the original is down, on another machine.
+	clone.on(cluster.Machine{ID: "m2"}).await("it is refused", func() bool { return clone.Status().Refused == cluster.Clone })
+	if s := clone.Status(); s.Reachable || !strings.Contains(s.Error, "isthmus reset") {
+		t.Errorf("status %+v", s)
+	}
+	clone.kill()
+	founder.on(here).fresh()
+	client.fresh()
+	for range 5 {
+		client.block(pool)
+	}
+	// While the original runs, on a machine that looks the same.
+	clone.on(here, join[1]).await("it is refused", func() bool { return clone.Status().Refused == cluster.Clone })
+	if s := clone.Status(); s.Reachable || !strings.Contains(s.Error, "runs already at "+founder.addr.String()) {
+		t.Errorf("status %+v", s)
+	}
+	if _, err := clone.Recover(t.Context()); err == nil {
+		t.Error("the copy recovered the log")
+	}
+	client.block(pool)
+	if g := client.Registry().Gen; g != 1 || !founder.Fresh() || founder.Status().Error != "" {
+		t.Errorf("generation %d; %+v", g, founder.Status())
+	}
+}

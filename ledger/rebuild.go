@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -144,6 +145,13 @@ func (l *Ledger) rebuild(ctx context.Context, of rebuildOf) (Report, error) {
 			return Report{}, fmt.Errorf("the copy on %s is newer (generation %d, index %d) than the backup (generation %d, index %d), which would take back what came since: run `isthmus recover` on a member, which goes on from that copy", c.Host.Name, c.Registry.Gen, c.Registry.Index, backup.Gen, backup.Index)
 		}
 	}
+	var known []netip.AddrPort
+	for _, c := range all {
+		known = append(known, c.Registry.Hosts[l.cfg.Host].Address)
+		if c.Leader.Host == l.cfg.Host {
+			known = append(known, c.Leader.Address)
+		}
+	}
 	copies := all
 	if of.backup != nil {
 		copies = append([]census{{Host: cluster.Host{Name: "the backup"}, Registry: backup}}, all...)
@@ -151,6 +159,10 @@ func (l *Ledger) rebuild(ctx context.Context, of rebuildOf) (Report, error) {
 	base, whose := highest(copies)
 	if base.Hosts[l.cfg.Host].Tombstone {
 		return Report{}, fmt.Errorf("this host was removed from the cluster: run this on another member, and `isthmus reset` here")
+	}
+	if why := l.impostor(ctx, base, known...); why != nil {
+		l.noteRefused(why)
+		return Report{}, why
 	}
 	next, report := renew(base, copies)
 	report.Base = whose

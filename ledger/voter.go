@@ -215,7 +215,12 @@ func (l *Ledger) takeOffice(ctx context.Context, r *replica, id cluster.ID) erro
 		if !l.awaitWitnesses(ctx) {
 			return ctx.Err()
 		}
-		switch w, own := l.Boot().Witness, r.Registry(); {
+		w := l.Boot().Witness
+		if why := l.impostor(ctx, r.Registry(), w.Host.Address); why != nil {
+			l.noteRefused(why)
+			return why
+		}
+		switch own := r.Registry(); {
 		case w.Gen > own.Gen:
 			return fmt.Errorf("the log on this host is of generation %d, and went on in generation %d", own.Gen, w.Gen) // see outdated
 		case w.Gen == own.Gen && w.Index > own.Index:
