@@ -47,16 +47,18 @@ func awaitVoters(t *testing.T, nodes []*node, count int) *node {
 	return leaderOf(t, nodes)
 }
 
-func leaderOf(t *testing.T, nodes []*node) *node {
+// leaderOf waits until one of the hosts leads.
+func leaderOf(t *testing.T, nodes []*node) (lead *node) {
 	t.Helper()
-	lead := nodes[0].Status().Leader
-	for _, n := range nodes {
-		if n.id() == lead {
-			return n
+	nodes[0].await("it knows who leads", func() bool {
+		for _, n := range nodes {
+			if n.id() == nodes[0].Status().Leader && n.leads() {
+				lead = n
+			}
 		}
-	}
-	t.Fatalf("host %s leads, which is none of these", lead.Short())
-	return nil
+		return lead != nil
+	})
+	return lead
 }
 
 func others(nodes []*node, not ...*node) (out []*node) {
