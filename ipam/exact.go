@@ -24,7 +24,9 @@ func (i *IPAM) takeExact(ctx context.Context, p *pool, a netip.Addr, name string
 	}
 	defer unlock()
 	for range 3 {
-		if err := i.leaseExact(ctx, p, a); err != nil {
+		// Another host may be asking for the same address: what is taken up
+		// here can be on its way there.
+		if err := i.leaseExact(ctx, p, a); err != nil && !errors.Is(err, lease.ErrGivenBack) {
 			return err
 		}
 		if err := i.takeOwn(p, a, name); !errors.Is(err, lease.ErrUncovered) {

@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -18,6 +19,11 @@ type Contest struct {
 func (c *Contest) Error() string {
 	return fmt.Sprintf("keep a new block: host %s claims block %s of pool %s, by lease %d", c.Host.Short(), c.Claim.Block, c.Claim.Pool, c.Claim.Lease)
 }
+
+// ErrGivenBack is the error of taking up a lease that this run gave back, or is
+// about to: the answer that brought it was made before. Asked again, the
+// cluster makes a new lease, or says who has it.
+var ErrGivenBack = errors.New("it was given back meanwhile")
 
 // granted takes up a lease (rule H2), or gives it back unused when another host
 // claims it (rule H7).
@@ -37,14 +43,14 @@ func (m *Machine) keep(b Block, others []Block, contest *Contest) (Step, error) 
 		return Step{}, fmt.Errorf("keep %s: not one of pool %s", b, b.Pool)
 	}
 	if m.Returned[b.Lease] {
-		return Step{}, fmt.Errorf("keep %s: it was given back since", b)
+		return Step{}, fmt.Errorf("keep %s: %w", b, ErrGivenBack)
 	}
 	if p.moving[b.Lease] {
 		return Step{}, fmt.Errorf("keep %s: %w", b, ErrBusy)
 	}
 	if known, ok := p.Blocks[b.Lease]; ok {
 		if known.Draining {
-			return Step{}, fmt.Errorf("keep %s: it is being given back", b)
+			return Step{}, fmt.Errorf("keep %s: %w", b, ErrGivenBack)
 		}
 		return Step{}, nil
 	}
