@@ -61,6 +61,20 @@ func TestAllAtOnce(t *testing.T) {
 	}
 }
 
+// A member of JOIN takes connections and says nothing: the others do not wait
+// for it longer than a command may take.
+func TestSilentMember(t *testing.T) {
+	t.Parallel()
+	nodes, join := hosts(t, 3)
+	silence(t, nodes[2].addr)
+	nodes[0].start(join...)
+	nodes[1].start(join...)
+	nodes[1].must(attach("10.1.0.0/16"))
+	if nodes[0].ID() != nodes[1].ID() {
+		t.Error("two clusters")
+	}
+}
+
 func TestNothingBeforeTheFirstCommand(t *testing.T) {
 	t.Parallel()
 	nodes, join := hosts(t, 3)
