@@ -290,7 +290,7 @@ func (l *Ledger) serveFound(ctx context.Context, from cluster.HostID, _ foundReq
 	first := l.search.first
 	l.mu.Unlock()
 	if first == from {
-		return whereReply{}, fmt.Errorf("by its own JOIN it waits for that host in turn: give all hosts one and the same JOIN, or leave it empty on the one that is to found the cluster")
+		return whereReply{}, errors.New("by its own JOIN it waits for that host in turn: give all hosts one and the same JOIN, or leave it empty on the one that is to found the cluster")
 	}
 	if _, err := l.want(ctx); err != nil {
 		l.mu.Lock()

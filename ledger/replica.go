@@ -38,7 +38,6 @@ type replica struct {
 	start    place       // where the log ended when it was opened
 	ready    atomic.Bool // leader, and everything committed before is applied
 	pulses   pulses
-	attested bool // nobody in reach had seen more than this log holds, at its start
 
 	// lost is called when the log must not be used any more.
 	lost func(error)
