@@ -126,7 +126,7 @@ type ipamCommand struct{}
 
 func (ipamCommand) Run(ctx context.Context, c *console) error {
 	return report(ctx, c, "ipam", renderPools, func(ps []PoolReport) bool {
-		return !anyOf(ps, func(p PoolReport) bool { return p.Problem != "" })
+		return !anyOf(ps, func(p PoolReport) bool { return p.Problem != "" || len(p.Alarms) > 0 })
 	})
 }
 

@@ -73,25 +73,27 @@ func renderStatus(w io.Writer, s Status) {
 	}
 }
 
+// ledgerLine says who keeps the log, who leads, and whether enough are there.
 func ledgerLine(s ledger.Status) string {
-	if s.Role == ledger.Voter {
-		return fmt.Sprintf("this host keeps it, index %d", s.Index)
-	}
 	var voters []string
 	for _, v := range s.Voters {
-		voters = append(voters, v.Name)
+		name := v.Name
+		if v.Leader {
+			name += " (leads)"
+		}
+		if !v.Healthy {
+			name += " (away)"
+		}
+		voters = append(voters, name)
 	}
-	what := "copy"
+	what := fmt.Sprintf("%s, index %d", s.Role, s.Index)
 	if len(voters) > 0 {
-		what += " of " + strings.Join(voters, ", ")
+		what += "; voters " + strings.Join(voters, ", ")
 	}
-	switch {
-	case s.Role == ledger.Joining:
-		what = "joining"
-	case !s.Reachable:
-		what += ", which does not answer"
+	if s.Quorum.Voters > 0 {
+		what += fmt.Sprintf("; %d of %d in reach, %d needed", s.Quorum.Reachable, s.Quorum.Voters, s.Quorum.Needed)
 	}
-	return fmt.Sprintf("%s, index %d", what, s.Index)
+	return what
 }
 
 func renderMembers(w io.Writer, members []cluster.Member) {
@@ -204,10 +206,31 @@ func renderPools(w io.Writer, pools []PoolReport) {
 			rows = append(rows, []string{b.Block.String(), b.Host, used, free, state})
 		}
 		table(w, "No block is leased.", "BLOCK HOST USED FREE STATE", rows)
-		if p.Problem != "" {
-			fmt.Fprintf(w, "  - %s\n", p.Problem)
+		if shares := sharesText(p); shares != "" {
+			fmt.Fprintf(w, "shares: %s\n", shares)
+		}
+		for _, bad := range append([]string{p.Problem}, p.Alarms...) {
+			if bad != "" {
+				fmt.Fprintf(w, "  - %s\n", bad)
+			}
 		}
 	}
+}
+
+// sharesText says how much of a pool each host has.
+func sharesText(p PoolReport) string {
+	var out []string
+	for _, s := range p.Shares {
+		text := fmt.Sprintf("%s %d", s.Name, s.Addresses)
+		if p.Size > 0 {
+			text += fmt.Sprintf(" (%d %%)", 100*s.Addresses/p.Size)
+		}
+		if s.Forgotten {
+			text += " in quarantine"
+		}
+		out = append(out, text)
+	}
+	return strings.Join(out, ", ")
 }
 
 func renderForget(w io.Writer, r ForgetReport) {

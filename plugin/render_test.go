@@ -73,7 +73,7 @@ func sampleStatus() Status {
 		Underlay: UnderlayReport{Link: "eth0", MTU: 1500, Addr: netip.MustParseAddr("10.0.0.1")},
 		Address:  netip.MustParseAddrPort("10.0.0.1:7950"), VXLANPort: 8475, Docker: true, Endpoints: 2,
 		Ledger: ledger.Status{Role: ledger.Client, Cluster: "0123456789abcdef", Index: 42, Reachable: true,
-			Voters: []ledger.Server{{Host: host2, Name: "host2"}}},
+			Voters: []ledger.Server{{Host: host2, Name: "host2", Leader: true, Healthy: true}}, Quorum: ledger.Quorum{Voters: 1, Needed: 1, Reachable: 1}},
 		Members: []cluster.Member{
 			{ID: host1, State: cluster.Alive, Since: since, Address: netip.MustParseAddrPort("10.0.0.1:7950"), Info: cluster.HostInfo{Name: "host1", MTU: 1500, Version: "1.0"}},
 			{ID: host2, State: cluster.Failed, Since: since, Address: netip.MustParseAddrPort("[fd00::2]:7950"), Info: cluster.HostInfo{Name: "host2", MTU: 9000, Version: "1.0"}},
@@ -112,7 +112,12 @@ func TestRender(t *testing.T) {
 			s.Cluster, s.Ledger = "", ledger.Status{Role: ledger.Joining}
 			renderStatus(b, s)
 		},
-		"ledgeraway": func(b *bytes.Buffer) { s := ill; s.Ledger.Reachable = false; renderStatus(b, s) },
+		"ledgeraway": func(b *bytes.Buffer) {
+			s := ill
+			s.Ledger.Reachable, s.Ledger.Quorum.Reachable = false, 0
+			s.Ledger.Voters = []ledger.Server{{Host: host2, Name: "host2"}}
+			renderStatus(b, s)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var b bytes.Buffer

@@ -57,7 +57,10 @@ type PoolReport struct {
 	Hosts    []string        `json:"hosts"`
 	Blocks   []BlockReport   `json:"blocks"`
 	Used     []ipam.Use      `json:"used"` // on this host
+	Size     int             `json:"size"`   // addresses that endpoints can have
+	Shares   []ipam.Share    `json:"shares"` // of each host
 	Problem  string          `json:"problem,omitempty"`
+	Alarms   []string        `json:"alarms,omitempty"`
 }
 
 // BlockReport is one leased block. Only its holder knows what is used in it.
@@ -244,6 +247,9 @@ func (n *node) problems(st Status) []driver.Problem {
 		if p.Problem != "" {
 			add("pool "+p.Pool.String()+": "+p.Problem, "")
 		}
+		for _, alarm := range p.Alarms {
+			add("pool "+p.Pool.String()+": "+alarm, "")
+		}
 	}
 	return out
 }
@@ -269,6 +275,7 @@ func joinPools(r *cluster.Registry, here []ipam.PoolStatus, self cluster.HostID)
 		p := PoolReport{
 			Pool: key, Name: pool.Name, Gateway: pool.Gateway, Reserved: pool.Reserved,
 			Hosts: []string{}, Blocks: []BlockReport{}, Used: list(mine.Used), Problem: mine.Problem,
+			Size: mine.Size, Shares: list(mine.Shares), Alarms: mine.Alarms,
 		}
 		for _, h := range pool.Holders {
 			p.Hosts = append(p.Hosts, r.HostName(h))
