@@ -44,7 +44,8 @@ func (i *IPAM) chores(p *pool, r *cluster.Registry, fresh bool, now time.Time) (
 		if !p.creating(now) && !now.Before(p.quiet) {
 			c.lease, c.want = i.low(p, now), p.Want()
 		}
-		if len(c.lease) == 0 {
+		// Whoever has the pool's turn may be about to use what it just leased.
+		if len(c.lease) == 0 && len(p.hold) == 0 {
 			if err := i.drain(p, p.Surplus(i.scopes(p), len(i.definition(p).Holders), now)); err != nil {
 				return c, err
 			}
