@@ -118,7 +118,7 @@ func (k *soaker) live(ctx context.Context, h *lab.Host, r *rand.Rand) {
 var reasons = []string{
 	"is used by", "in use", "is held by", "belongs to", "is full", "voters reachable", "has not confirmed", "set back", "is starting", "was removed from the cluster",
 	"not ready", "did not give", "does not answer", "was copied from there", "cut off", "no address",
-	"connection refused", "no such file", "Cannot connect", "not found", "is not enabled", "EOF", "connection reset", "unexpected", "nsenter", "is being shut down",
+	"connection refused", "no such file", "Cannot connect", "not found", "is not enabled", "EOF", "connection reset", "unexpected", "nsenter", "is being shut down", "signal: killed",
 }
 
 func (k *soaker) explain(h *lab.Host, err error) {
