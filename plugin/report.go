@@ -56,7 +56,7 @@ type PoolReport struct {
 	Reserved []netip.Addr    `json:"reserved,omitempty"`
 	Hosts    []string        `json:"hosts"`
 	Blocks   []BlockReport   `json:"blocks"`
-	Used     []ipam.Use      `json:"used"` // on this host
+	Used     []ipam.Use      `json:"used"`   // on this host
 	Size     int             `json:"size"`   // addresses that endpoints can have
 	Shares   []ipam.Share    `json:"shares"` // of each host
 	Problem  string          `json:"problem,omitempty"`
