@@ -124,13 +124,21 @@ func (l *Ledger) persist(ctx context.Context, try func() error) error {
 		if errors.As(err, &refusal) {
 			return refusal
 		}
-		if ctx.Err() == nil || last == nil {
+		// A try that the end of the time cut short says less than the one before.
+		if last == nil || ctx.Err() == nil && !cutShort(ctx, err) {
 			last = err
 		}
 		if !l.wait(ctx, changed, wait) {
 			return l.unreachable(last)
 		}
 	}
+}
+
+// cutShort reports an error that comes of ctx's deadline, which a connection
+// may notice a moment before ctx does.
+func cutShort(ctx context.Context, err error) bool {
+	end, ok := ctx.Deadline()
+	return ok && errors.Is(err, context.DeadlineExceeded) && time.Until(end) < 100*time.Millisecond
 }
 
 var errElsewhere = errors.New("the leader is changing")
