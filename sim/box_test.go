@@ -47,6 +47,7 @@ type disk struct {
 	session   uint64            // of the newest Hello that was answered
 	machine   cluster.Machine   // that said it
 	copy      *cluster.Registry // written now and then
+	gen, held uint64            // see run; 0 as well as 1: no registry was rebuilt
 	forgotten bool              // this identity has no right to anything any more
 	leaving   bool              // it has given everything back
 }
@@ -76,7 +77,8 @@ type run struct {
 	witness cluster.Witness
 	suspect string
 	session uint64
-	gen     uint64          // of the registry that it is ready to be held against
+	gen     uint64 // of the registry that it is ready to be held against
+	doubted bool
 	held    uint64          // of the registry that it was held against last
 	refused cluster.Code    // why the last Hello failed
 	queue   []lease.Message // to be sent one after the other
@@ -97,6 +99,7 @@ type attempt struct {
 type step struct {
 	lease.Step
 	start *container // that waits for the address
+	held  uint64     // of a Reconcile: the generation of the registry
 }
 
 // The lease machine's clock: it decides nothing here.
@@ -137,8 +140,8 @@ func (b *box) start() bool {
 	if r.copy == nil {
 		r.copy = s.empty
 	}
-	r.gen = max(1, r.copy.Gen)
-	r.held = r.gen
+	r.held = max(1, b.disk.held)
+	r.gen = max(r.held, r.copy.Gen, b.disk.gen)
 	if s.has("strict") {
 		r.suspect = "strict"
 	}
@@ -267,6 +270,10 @@ func (b *box) believe() {
 		b.disk.forgotten = true
 	}
 	r.m.Boot(cluster.Boot{Settled: r.m.Settled, Suspect: r.suspect, Witness: r.witness})
+	if r.m.Doubt != "" && !r.doubted {
+		r.doubted = true
+		b.site.tally["doubt"]++
+	}
 	apart := r.suspect != "" && !r.m.Confirmed || r.m.Doubt != "" || r.refused == cluster.Clone ||
 		b.disk.leaving || b.disk.forgotten && b.site.mutation != "confirm"
 	for i := range b.containers {
@@ -277,7 +284,7 @@ func (b *box) believe() {
 		case r.m.Suspect() == "" && !c.attached:
 			_, used := r.m.Pool(c.key).Used[c.addr]
 			block, ok := r.m.Pool(c.key).Covering(c.addr)
-			c.attached = used && ok && !block.Draining
+			c.attached = used && ok && !block.Draining || b.site.mutation == "lost"
 		}
 	}
 }
@@ -307,7 +314,7 @@ func (b *box) pend(st lease.Step, start *container) {
 		}
 		st.Send = nil
 	}
-	b.run.steps = append(b.run.steps, step{st, start})
+	b.run.steps = append(b.run.steps, step{Step: st, start: start})
 }
 
 // write does one decision: disk, then machine, then the network and Docker.
@@ -323,6 +330,10 @@ func (b *box) write(st lease.Step) {
 }
 
 func (b *box) detach(key cluster.PoolKey, a netip.Addr) {
+	if b.site.mutation == "lost" {
+		return
+	}
+	b.site.tally["lost"]++
 	b.containers = slices.DeleteFunc(slices.Clone(b.containers), func(c container) bool { return c.key == key && c.addr == a })
 }
 
@@ -335,10 +346,20 @@ func (b *box) flush() bool {
 	st := r.steps[0]
 	r.steps = r.steps[1:]
 	b.write(st.Step)
+	if st.held != 0 {
+		for _, key := range b.site.keys {
+			for _, a := range r.m.Pool(key).Uncovered() {
+				b.detach(key, a)
+			}
+		}
+		r.held = max(r.held, st.held)
+		b.disk.held = r.held
+	}
 	if st.start != nil {
 		c := *st.start
 		c.attached = b.confirmed(c.key, c.addr)
 		b.containers = append(slices.Clone(b.containers), c)
+		b.site.tally["container"]++
 	}
 	b.believe()
 	return true
@@ -361,6 +382,7 @@ func (b *box) hello() bool {
 		return false
 	}
 	r.seq++
+	b.disk.gen = max(b.disk.gen, r.gen)
 	r.out = &attempt{hello: true, seq: r.seq}
 	b.transmit()
 	return true
@@ -397,10 +419,14 @@ func (b *box) transmit() {
 
 func kindOfCommand(c cluster.Command) string {
 	switch {
+	case c.Hello != nil:
+		return "hello"
 	case c.Grant != nil:
 		return "grant"
 	case c.GrantExact != nil:
 		return "exact"
+	case c.Release != nil && c.Release.Addr.IsValid():
+		return "carve"
 	case c.Release != nil:
 		return "release"
 	case c.Forget != nil:
@@ -540,6 +566,7 @@ func (b *box) contest(l cluster.Lease) *lease.Contest {
 			if o.run != nil && b.site.reaches(b.at, i) && !o.keeps(granted) {
 				continue
 			}
+			b.site.tally["contest"]++
 			return &lease.Contest{Host: host, Claim: c}
 		}
 	}
@@ -576,12 +603,12 @@ func (b *box) reconcile() bool {
 		}
 	}
 	before := r.m.Confirmed && r.held == r.copy.Gen
-	r.gen, r.held = r.copy.Gen, r.copy.Gen
 	st, _ := r.m.Reconcile(r.copy, contests)
 	if before && len(st.Writes)+len(st.Send)+len(st.Lost) == 0 {
 		return false // nothing to do
 	}
 	r.suspect = ""
 	b.pend(st, nil)
+	r.steps[len(r.steps)-1].held = r.copy.Gen
 	return true
 }

@@ -44,12 +44,12 @@ var happenings = map[string]happening{
 	"hear":      {"who whom", 12, "", on2((*box).hear)},
 
 	// Docker, and the upkeep of blocks. n is a pool and something in it.
-	"run":    {"who n", 50, "", onN((*box).startContainer)},
+	"run":    {"who n", 70, "", onN((*box).startContainer)},
 	"run-at": {"who n", 14, "", func(s *site, e event) bool { return s.boxes[e.who].startAt(e.n/perPool, e.n%perPool) }},
 	"stop":   {"who n", 34, "", onN((*box).stop)},
 	"sweep":  {"who", 4, "", on((*box).sweep)},
-	"grow":   {"who n", 30, "", func(s *site, e event) bool { return s.boxes[e.who].grow(e.n/perPool, e.n%perPool) }},
-	"want":   {"who n", 14, "", func(s *site, e event) bool { return s.boxes[e.who].want(e.n/perPool, e.n%perPool) }},
+	"grow":   {"who n", 16, "", func(s *site, e event) bool { return s.boxes[e.who].grow(e.n/perPool, e.n%perPool) }},
+	"want":   {"who n", 9, "", func(s *site, e event) bool { return s.boxes[e.who].want(e.n/perPool, e.n%perPool) }},
 	"drain":  {"who n", 36, "", onN((*box).drain)},
 	"carve":  {"who n", 14, "", func(s *site, e event) bool { return s.boxes[e.who].carve(e.n/perPool, e.n%perPool) }},
 	"remind": {"who", 16, "", on((*box).remind)},
@@ -63,11 +63,11 @@ var happenings = map[string]happening{
 
 	// Machines.
 	"crash":    {"who", 8, "crash", on((*box).crash)},
-	"off":      {"who", 3, "crash", on((*box).off)},
+	"off":      {"who", 2, "crash", on((*box).off)},
 	"on":       {"who", 12, "crash", on((*box).power)},
-	"snapshot": {"who", 6, "rollback", on((*box).snapshot)},
-	"set-back": {"who", 6, "rollback", func(s *site, e event) bool { return s.boxes[e.who].rollback(false) }},
-	"restore":  {"who", 6, "rollback", func(s *site, e event) bool { return s.boxes[e.who].rollback(true) }},
+	"snapshot": {"who", 2, "rollback", on((*box).snapshot)},
+	"set-back": {"who", 5, "rollback", func(s *site, e event) bool { return s.boxes[e.who].rollback(false) }},
+	"restore":  {"who", 5, "rollback", func(s *site, e event) bool { return s.boxes[e.who].rollback(true) }},
 	"clone":    {"who whom", 4, "clone", on2((*box).clone)},
 	"reset":    {"who", 4, "forget", on((*box).reset)},
 	"bury":     {"who", 1, "forget", on((*box).bury)},
@@ -84,7 +84,7 @@ var happenings = map[string]happening{
 }
 
 // perPool is how many values of n belong to one pool.
-const perPool = 16
+const perPool = 32
 
 var allShapes = func() shapes {
 	out := shapes{}
@@ -146,6 +146,10 @@ func (s *site) draw(rng *rand.Rand) event {
 	}
 	e.who, e.whom = rng.IntN(len(s.boxes)), rng.IntN(len(s.boxes))
 	switch e.op {
+	case "bury":
+		if rng.IntN(8) > 0 {
+			e.op = "off" // for ever is rare
+		}
 	case "follow":
 		e.n = rng.IntN(2)
 	case "run":

@@ -59,6 +59,11 @@ var mutations = map[string]mutation{
 		"a disk that was set back is not used before the cluster confirms it (H5)",
 		[]string{"crash", "rollback"}, "vxlan", 32, nil, "",
 	},
+	"lost": {
+		"endpoints on addresses that a host turns out not to hold any more are detached (H4)",
+		[]string{"crash", "rollback"}, "vxlan", 32, nil,
+		"grow a 1, speak a, deliver grant a 0, deliver answer a 0, flush a, run a 0, flush a, snapshot a, stop a 0, flush a, drain a 0, flush a, speak a, deliver release a 0, deliver answer a 0, flush a",
+	},
 	"machine check": {
 		"a disk on another machine is not used before the cluster confirms it (H5)",
 		[]string{"crash", "clone"}, "vxlan", 32, nil, "",
@@ -197,12 +202,19 @@ func (m mutation) config(name string) config {
 // after both have joined.
 const short = 150
 
-const join = "start %[1]s, hello %[1]s, deliver hello %[1]s 0, deliver answer %[1]s 0, follow %[1]s 1, reconcile %[1]s, flush %[1]s"
-
-// beginning is what a search begins with: both hosts take part, and more.
-func (m mutation) beginning() []event {
+// joined is how hosts begin to take part, one after the other.
+func joined(hosts int) []event {
 	var out []event
-	for _, line := range strings.Split(fmt.Sprintf(join, "a")+", "+fmt.Sprintf(join, "b")+", "+m.begin, ", ") {
+	for i := range hosts {
+		out = append(out, events(fmt.Sprintf("start %[1]s, hello %[1]s, deliver hello %[1]s 0, deliver answer %[1]s 0, follow %[1]s 1, reconcile %[1]s, flush %[1]s", letter(i)))...)
+	}
+	return out
+}
+
+// events reads events with commas between them.
+func events(text string) []event {
+	var out []event
+	for _, line := range strings.Split(text, ", ") {
 		if line == "" {
 			continue
 		}
@@ -214,6 +226,9 @@ func (m mutation) beginning() []event {
 	}
 	return out
 }
+
+// beginning is what a search begins with: both hosts take part, and more.
+func (m mutation) beginning() []event { return slices.Concat(joined(2), events(m.begin)) }
 
 // search walks through clusters until a duplicate shows, or the steps are used
 // up, and says how many it took.

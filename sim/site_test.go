@@ -79,8 +79,9 @@ type site struct {
 	founded int  // how many of past are never lost
 	torn    bool // the registry itself was lost once
 	dice    dice
-	widest  int    // addresses of the largest pool
-	wrong   string // what a step found broken by itself
+	widest  int            // addresses of the largest pool
+	tally   map[string]int // what came about, to see that the world tries enough
+	wrong   string         // what a step found broken by itself
 	checked *cluster.Registry
 }
 
@@ -99,7 +100,7 @@ type message struct {
 const inFlight = 10
 
 func newSite(c config) *site {
-	s := &site{config: c, log: rules.New(), empty: rules.New(), dice: c.loaded(nil)}
+	s := &site{config: c, log: rules.New(), empty: rules.New(), tally: map[string]int{}, dice: c.loaded(nil)}
 	for i := range c.hosts + spares {
 		b := &box{site: s, at: i}
 		hw := sha256.Sum256([]byte("machine " + letter(i)))
@@ -237,6 +238,7 @@ func (s *site) commit(m message) cluster.Result {
 		if h, ok := s.log.Hosts[c.Host]; ok && h.Session != 0 && h.Nonce != c.Hello.Nonce && s.mutation != "clone check" {
 			for _, b := range s.boxes {
 				if b.address == h.Address && b.run != nil && b.run.nonce == h.Nonce && b.id == c.Host && s.reachesLog(b.at) {
+					s.tally["hello refused: alive"]++
 					return cluster.Result{Refused: cluster.Refuse(cluster.Clone, "host %s is alive elsewhere", h.Name)}
 				}
 			}
@@ -248,6 +250,11 @@ func (s *site) commit(m message) cluster.Result {
 	res := s.apply(c)
 	undo()
 	s.judge(before, c, res)
+	if why := res.Refused; why != nil {
+		s.tally[kindOfCommand(c)+" refused: "+string(why.Code)]++
+	} else {
+		s.tally[kindOfCommand(c)]++
+	}
 	return res
 }
 
