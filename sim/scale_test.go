@@ -28,7 +28,6 @@ type house struct {
 	identity
 	m       *lease.Machine
 	session uint64
-	request uint64
 	used    []netip.Addr
 }
 
@@ -153,8 +152,11 @@ func (w *town) report(what string) (unused float64) {
 // 200 hosts with 200 endpoints each in one /16: what it takes from the
 // cluster, and what lies idle. The bounds are not far above what is measured.
 func TestTwoHundredHosts(t *testing.T) {
-	const hosts, endpoints = 200, 200
-	w := newTown(t, hosts, "10.0.0.0/16")
+	hosts, endpoints, pool := 200, 200, "10.0.0.0/16"
+	if raceEnabled { // one goroutine: nothing to find there
+		hosts, pool = 20, "10.0.0.0/19"
+	}
+	w := newTown(t, hosts, pool)
 	rng := rand.New(rand.NewPCG(1, 7))
 	for _, h := range w.hosts {
 		h.upkeep() // the first block comes with the network
@@ -174,9 +176,9 @@ func TestTwoHundredHosts(t *testing.T) {
 		t.Errorf("%.4f grants a start, %.3f unused", perStart, filled)
 	}
 
-	// Containers come and go: a tenth of them every ten minutes, for an hour.
+	// Containers come and go: a tenth of them every twenty minutes, for an hour.
 	w.starts, w.grants, w.releases = 0, 0, 0
-	for range 6 {
+	for range 3 {
 		for _, h := range w.hosts {
 			for range endpoints / 10 {
 				h.stop(rng.IntN(len(h.used)))
@@ -187,7 +189,7 @@ func TestTwoHundredHosts(t *testing.T) {
 				h.upkeep()
 			}
 		}
-		w.now = w.now.Add(10 * time.Minute)
+		w.now = w.now.Add(20 * time.Minute)
 	}
 	w.report("an hour later")
 	if perStart := float64(w.grants) / float64(w.starts); perStart > 0.05 || w.waited > 0 {
