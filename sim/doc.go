@@ -11,11 +11,23 @@
 //
 // # Choices and traces
 //
-// One step is one [event], drawn by a seed. A seed and the same code give the
+// One step is one event, drawn by a seed. A seed and the same code give the
 // same events, the same registry and the same disks. A run is kept as the list
 // of its events, in words: that list can be done again, and shortened, since
 // an event that is not possible any more is passed over. What fails is
 // printed with its seed, the shortest list that fails as well, and the state.
+//
+// # What is taken for granted
+//
+// Three things no rule can mend, so the world here does not do them:
+//
+//   - A disk that was set back behind the end of a lease does not start where
+//     no host can be asked that saw that end, nor while the message that ends it
+//     is still on its way, unless STRICT_BOOT is on.
+//   - A registry that lost its end is rebuilt under networks that fence by the
+//     VTEP only: elsewhere a holder that was not heard cannot be kept apart.
+//   - A log that forgets what it committed forgets no host and no Forget, and
+//     claims have been heard everywhere.
 //
 // # Mutations
 //
