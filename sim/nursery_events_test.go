@@ -109,4 +109,3 @@ func loadedFounding() dice {
 	}
 	return d
 }
-
