@@ -143,7 +143,12 @@ type Forget struct {
 
 // Confirm is the last word of a forgotten host: none of its containers uses an
 // address of the cluster any more. It needs no session.
-type Confirm struct{}
+//
+// A clone of the host, which cannot know whether the original still runs, is
+// refused (Clone).
+type Confirm struct {
+	Machine Machine `json:"machine"`
+}
 
 // Leave takes the sender out of the cluster, with all that it holds. Its
 // identity is not remembered. A host that still holds a network is refused

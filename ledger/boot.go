@@ -25,12 +25,14 @@ const (
 
 var standingKey = []byte("session") // standing
 
-// standing is what this host knows on its own of its newest session. The nonce
-// is stored before the Hello is said, and the session before it is used: who
-// knows of a newer session under another nonce knows more than this disk.
+// standing is what this host knows on its own of its newest session, and of the
+// machine that it ran on. The nonce is stored before the Hello is said, and the
+// session before it is used: who knows of a newer session under another nonce
+// knows more than this disk.
 type standing struct {
-	Session uint64 `json:"session"`
-	Nonce   uint64 `json:"nonce"`
+	Session uint64          `json:"session"`
+	Nonce   uint64          `json:"nonce"`
+	Machine cluster.Machine `json:"machine"`
 }
 
 // boot is what a run found out about the disk that it started from.
@@ -49,10 +51,11 @@ func (l *Ledger) openBoot() error {
 	}
 	l.stands = l.boot.standing
 	l.boot.settled = len(l.others(l.Registry())) == 0
+	l.boot.machine = otherMachine(l.boot.standing.Machine, l.cfg.Self.Machine)
 	if h, ok := l.Registry().Hosts[l.cfg.Host]; ok {
-		l.boot.machine = otherMachine(h.Machine, l.cfg.Self.Machine)
+		l.boot.machine = cmp.Or(l.boot.machine, otherMachine(h.Machine, l.cfg.Self.Machine))
 		if h.Session > l.boot.standing.Session {
-			l.boot.standing = standing{h.Session, h.Nonce}
+			l.boot.standing.Session, l.boot.standing.Nonce = h.Session, h.Nonce
 		}
 	}
 	return nil
@@ -111,9 +114,9 @@ func (l *Ledger) keepStanding(session uint64) {
 	l.mu.Lock()
 	now := l.stands
 	l.mu.Unlock()
-	next := standing{now.Session, l.nonce}
-	if session != 0 {
-		next.Session = session
+	next := standing{now.Session, l.nonce, now.Machine}
+	if session != 0 { // the cluster took this machine for the host's
+		next.Session, next.Machine = session, l.cfg.Self.Machine
 	}
 	if next == now {
 		return

@@ -1,12 +1,16 @@
 package ledger
 
 import (
+	"errors"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/isthmus-net/isthmus/cluster"
 )
@@ -240,5 +244,40 @@ func TestCloneOfTheOnlyVoter(t *testing.T) {
 	client.block(pool)
 	if g := client.Registry().Gen; g != 1 || !founder.Fresh() || founder.Status().Error != "" {
 		t.Errorf("generation %d; %+v", g, founder.Status())
+	}
+}
+
+// TestMachineIsStoredWithTheSession: the copy of the registry is written some
+// time after the Hello; that the machine is another shows without it.
+func TestMachineIsStoredWithTheSession(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, "host1").on(cluster.Machine{ID: "m1"}).fresh()
+	n.kill()
+	db, err := bolt.Open(filepath.Join(n.dir, "state.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucket).Delete(registryKey) })
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	n.on(cluster.Machine{ID: "m2"})
+	if b := n.Boot(); !strings.Contains(b.Suspect, "machine id") {
+		t.Errorf("on another machine: %+v", b)
+	}
+}
+
+// TestRemovedHostConfirms: a host that was taken out has no session any more,
+// and says all the same that it stopped.
+func TestRemovedHostConfirms(t *testing.T) {
+	t.Parallel()
+	nodes, join := hosts(t, 2)
+	nodes[0].start().fresh()
+	nodes[1].start(join[0]).fresh()
+	gone := nodes[1].id()
+	nodes[0].must(cluster.Command{Forget: &cluster.Forget{Host: gone}})
+	nodes[1].await("it hears of it", func() bool { return nodes[1].Status().Refused == cluster.Forgotten })
+	if _, err := nodes[1].Propose(t.Context(), cluster.Command{Confirm: &cluster.Confirm{}}); err != nil {
+		t.Errorf("confirm: %v", err)
 	}
 }

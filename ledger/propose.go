@@ -72,6 +72,10 @@ func (l *Ledger) inTurn(ctx context.Context, c cluster.Command) (cluster.Result,
 	defer l.release()
 	l.request++
 	c.Request = l.request
+	if c.Confirm != nil { // of a host that gets no session any more
+		c.Confirm = &cluster.Confirm{Machine: l.cfg.Self.Machine}
+		return l.submit(ctx, id, c)
+	}
 	for {
 		if c.Session = l.openSession(); c.Session == 0 {
 			if err := l.sayHello(ctx, id); err != nil {

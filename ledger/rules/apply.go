@@ -103,7 +103,7 @@ func (d *draft) run(c cluster.Command) (cluster.Result, bool) {
 	case c.Hello != nil:
 		return d.hello(c.Host, *c.Hello), false
 	case c.Confirm != nil:
-		return d.confirm(c.Host), false
+		return d.confirm(c.Host, *c.Confirm), false
 	case c.Leave != nil && !d.known(c.Host):
 		return cluster.Result{}, false
 	case why != nil:

@@ -41,12 +41,15 @@ func (d *draft) unfenced(key cluster.PoolKey) bool {
 	return false
 }
 
-func (d *draft) confirm(id cluster.HostID) cluster.Result {
+func (d *draft) confirm(id cluster.HostID, c cluster.Confirm) cluster.Result {
 	switch h, ok := d.Hosts[id]; {
 	case !ok:
 		return cluster.Result{}
 	case !h.Tombstone:
 		return refused(cluster.Invalid, "host %s was not removed from the cluster, so it has nothing to confirm: to take it out, run `isthmus leave` on it", d.called(id))
+	}
+	if why := clone(d.Hosts[id], c.Machine); why != "" {
+		return refused(cluster.Clone, "host %s was removed, and the one that confirms it is another machine: it belongs to a machine with %s, which may still run", d.called(id), why)
 	}
 	d.part(id, nil)
 	return cluster.Result{}

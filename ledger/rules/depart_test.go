@@ -214,3 +214,35 @@ func TestDissolve(t *testing.T) {
 		t.Error("a dissolved cluster was rebuilt in its own log")
 	}
 }
+
+// A clone of a removed host cannot know whether the original still runs.
+func TestACloneDoesNotConfirm(t *testing.T) {
+	l := newLog(t, "b")
+	first := hello("a", 1)
+	first.Hello.Machine = cluster.Machine{ID: "m1"}
+	l.apply(first)
+	session := l.r.Hosts[id("a")].Session
+	do := func(c cluster.Command) cluster.Result {
+		c.Host, c.Session, c.Request = id("a"), session, l.r.Index+1
+		return l.apply(c)
+	}
+	do(attach("10.2.0.0/24"))
+	do(network(cluster.Definition{Mode: "macvlan"}, "10.2.0.0/24"))
+	lease := do(grant("10.2.0.0/24", 8)).Lease
+	l.must("b", forget("a", false))
+	c := confirm("a")
+	c.Confirm.Machine = cluster.Machine{ID: "m2"}
+	if res := l.apply(c); res.Refused == nil || res.Refused.Code != cluster.Clone || !strings.Contains(res.Refused.Text, "may still run") {
+		t.Errorf("confirm by a clone: %+v", res)
+	}
+	if _, ok := l.r.Leases[lease.ID]; !ok {
+		t.Fatal("a clone ended the quarantine")
+	}
+	c.Confirm.Machine = first.Hello.Machine
+	if res := l.apply(c); res.Refused != nil {
+		t.Error(res.Refused)
+	}
+	if _, ok := l.r.Leases[lease.ID]; ok {
+		t.Error("still in quarantine")
+	}
+}
