@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -85,5 +86,22 @@ func TestDetachedBy(t *testing.T) {
 		if got := detachedBy(c.status, c.boot, c.suspect); got != c.want {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
+	}
+}
+
+// TestFormerSelves: a host that was installed anew is told what frees what it
+// held before.
+func TestFormerSelves(t *testing.T) {
+	r := &cluster.Registry{
+		Hosts: map[cluster.HostID]cluster.Host{
+			"old":   {ID: "old", Name: "web-old", Replaced: "self"},
+			"gone":  {ID: "gone", Name: "web-gone", Replaced: "self", Tombstone: true},
+			"other": {ID: "other", Name: "db-other", Replaced: "peer"},
+		},
+		Leases: map[uint64]cluster.Lease{7: {ID: 7, Holder: "old"}, 8: {ID: 8, Holder: "old"}, 9: {ID: 9, Holder: "other"}},
+	}
+	want := []note{{"this host was installed anew; its former self, web-old, still holds 2 address blocks", "if none of its containers runs any more: isthmus node rm web-old"}}
+	if got := formerSelves(r, "self"); !slices.Equal(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
 	}
 }

@@ -224,6 +224,9 @@ func (n *node) problems(st Status) []driver.Problem {
 		}
 		add(fmt.Sprintf("%s, last %s: %s", who, r.Time.Format(time.TimeOnly), r.Reason), "")
 	}
+	for _, former := range formerSelves(n.ledger.Registry(), n.id) {
+		add(former.cause, former.remedy)
+	}
 	for _, m := range st.Members {
 		if m.State == cluster.Failed {
 			add(fmt.Sprintf("host %s (%s) does not answer since %s", m.Info.Name, m.Address, m.Since.Format(time.DateTime)),
@@ -251,6 +254,33 @@ func (n *node) problems(st Status) []driver.Problem {
 			add("pool "+p.Pool.String()+": "+alarm, "")
 		}
 	}
+	return out
+}
+
+// note is a cause with its remedy.
+type note struct{ cause, remedy string }
+
+// formerSelves finds what this host held before it was installed anew without
+// its state. Its containers might still have run then, so it is not given up
+// without being told.
+func formerSelves(r *cluster.Registry, self cluster.HostID) []note {
+	var out []note
+	for _, h := range r.Hosts {
+		if h.Replaced != self || h.Tombstone {
+			continue
+		}
+		blocks := 0
+		for _, l := range r.Leases {
+			if l.Holder == h.ID {
+				blocks++
+			}
+		}
+		out = append(out, note{
+			fmt.Sprintf("this host was installed anew; its former self, %s, still holds %d address blocks", h.Name, blocks),
+			"if none of its containers runs any more: isthmus node rm " + h.Name,
+		})
+	}
+	slices.SortFunc(out, func(a, b note) int { return cmp.Compare(a.cause, b.cause) })
 	return out
 }
 
