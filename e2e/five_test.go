@@ -26,7 +26,7 @@ func TestFiveHosts(t *testing.T) {
 		do   func(*testing.T, *site)
 	}{
 		{"voters", voters}, {"exact", exactAddresses}, {"minority", minority}, {"power-cycle", powerCycle}, {"clone", cloned},
-		{"node-rm", removedHost}, {"leave", leaves}, {"soak", soak}, {"recover", recovers},
+		{"node-rm", removedHost}, {"leave", leaves}, {"backup", backups}, {"soak", soak}, {"recover", recovers},
 	} {
 		if !t.Run(part.name, func(t *testing.T) { part.do(t, s) }) {
 			return
@@ -467,6 +467,26 @@ func leaves(t *testing.T, s *site) {
 		_, err := createNetwork(t.Context(), h, "soak", "--subnet", soakSubnet)
 		return err
 	})
+}
+
+// backups: what the cluster agreed about can be written to a file that others
+// cannot read, and is not put back while there is a cluster that knows better.
+func backups(t *testing.T, s *site) {
+	h := s.Host(2)
+	must := lab.Must(t)
+	must(h.Exec(t.Context(), "isthmus", "backup", "/var/tmp/registry.json"))
+	if mode := strings.TrimSpace(must(h.Exec(t.Context(), "stat", "-c", "%a", "/var/tmp/registry.json"))); mode != "600" {
+		t.Errorf("the backup has mode %s, want 600", mode)
+	}
+	text := must(h.Exec(t.Context(), "cat", "/var/tmp/registry.json"))
+	if !strings.Contains(text, soakSubnet) || strings.Contains(text, clusterKey) {
+		t.Errorf("the backup lacks the network, or has the key: %s", text)
+	}
+	if out, err := h.Exec(t.Context(), "isthmus", "restore", "/var/tmp/registry.json"); err == nil {
+		t.Errorf("restored over a living cluster: %s", out)
+	} else if !strings.Contains(err.Error(), "restore") {
+		t.Errorf("restore over a living cluster: %v, want the reason", err)
+	}
 }
 
 // recovers: two of three voters are gone for good. One survivor is told so, and
