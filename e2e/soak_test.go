@@ -259,8 +259,10 @@ func (k *soaker) settle() {
 		return nil
 	})
 	for _, h := range s.Hosts() {
-		// What Docker forgot to release is found after a minute without an endpoint.
-		eventually(t, 150*time.Second, func() error {
+		// What Docker released while the state was a newer one is found in steps
+		// of a minute: the sandbox is gone, its endpoint, its address; five for
+		// an endpoint that was not seen in a sandbox yet.
+		eventually(t, 8*time.Minute, func() error {
 			pool, err := poolOf(t.Context(), h, soakSubnet)
 			if err == nil && len(pool.Used) > 0 {
 				err = fmt.Errorf("%s still counts as used: %+v", h.Name, pool.Used)
