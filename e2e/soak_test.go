@@ -112,26 +112,35 @@ func (k *soaker) live(ctx context.Context, h *lab.Host, r *rand.Rand) {
 	}
 }
 
-// reasons are what a start may fail with. The last line has Docker's own words
-// for a plugin or an engine that is not there at the moment, and the lab's for a
-// host that is off.
+// reasons are what isthmus may refuse a start for.
 var reasons = []string{
-	"is used by", "in use", "is held by", "belongs to", "is full", "voters reachable", "has not confirmed", "set back", "is starting", "was removed from the cluster",
-	"not ready", "did not give", "does not answer", "was copied from there", "cut off", "no address",
-	"connection refused", "no such file", "Cannot connect", "not found", "is not enabled", "EOF", "connection reset", "unexpected", "nsenter", "is being shut down", "signal: killed",
+	"is used by", "in use", "is held by", "belongs to", "is full", "no free address", "voters reachable", "not trusted", "set back",
+	"was removed from the cluster", "was copied from there", "cut off", "does not answer", "did not answer in time", "not ready", "is starting",
+	"given back", "connection refused", "EOF", "connection reset", "no such file", "not done within",
 }
 
+// explain wants each refusal of isthmus to say why. What the engine and the lab
+// say of an engine or a host that is down is their own.
 func (k *soaker) explain(h *lab.Host, err error) {
-	text := err.Error()
+	text, why := err.Error(), ""
+	if !strings.Contains(text, "IpamDriver.") && !strings.Contains(text, "NetworkDriver.") {
+		why = "engine or host away"
+	}
 	for _, reason := range reasons {
-		if strings.Contains(text, reason) {
-			k.mu.Lock()
-			k.why[reason]++
-			k.mu.Unlock()
-			return
+		if why == "" && strings.Contains(text, reason) {
+			why = reason
 		}
 	}
-	k.t.Errorf("a start on %s failed and does not say why: %v", h.Name, err)
+	if why == "" {
+		k.t.Errorf("a start on %s failed and does not say why: %v", h.Name, err)
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.why[why]++
+	if why == "engine or host away" {
+		k.t.Logf("%s: %v", h.Name, err)
+	}
 }
 
 // watch looks at all addresses, again and again.
