@@ -29,7 +29,6 @@ type host struct {
 	alive   bool      // as membership believes
 	since   time.Time // of the present state
 	refused error     // why it may not take part, see Cluster.admit
-	knocked time.Time // when it last tried, while refused
 }
 
 func (h *host) state() cluster.MemberState {
