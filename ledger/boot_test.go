@@ -252,6 +252,11 @@ func TestCloneOfTheOnlyVoter(t *testing.T) {
 func TestMachineIsStoredWithTheSession(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, "host1").on(cluster.Machine{ID: "m1"}).fresh()
+	n.await("the session is stored", func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.stands.Session != 0
+	})
 	n.kill()
 	db, err := bolt.Open(filepath.Join(n.dir, "state.db"), 0o600, nil)
 	if err != nil {
