@@ -21,9 +21,10 @@ var mayImport = map[string][]string{
 	"gossip":        {"cluster", "transport"},
 	"ledger":        {"cluster", "transport"},
 	"ipam":          {"cluster"},
+	"lan":           {"cluster"},
 	"driver":        {"cluster"},
 	"driver/kernel": {"cluster"},
-	"plugin":        {"cluster", "transport", "gossip", "ledger", "ipam", "driver", "driver/kernel"},
+	"plugin":        {"cluster", "transport", "gossip", "ledger", "ipam", "driver", "driver/kernel", "lan"},
 	"e2e":           {"cluster"},
 	"sim":           {}, // its tests drive the pure parts of ledger and ipam
 }

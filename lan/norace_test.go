@@ -1,0 +1,5 @@
+//go:build !race
+
+package lan_test
+
+const raceEnabled = false
