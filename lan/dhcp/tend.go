@@ -55,10 +55,9 @@ func (k *Keeper) settle(key Key, h *held, what action, fresh Lease, err error) {
 	log := k.cfg.Log.WithFields(map[string]any{"address": key.Addr.String(), "interface": h.Interface})
 	k.mu.Lock()
 	now := time.Now()
-	before := h.lost || what == regain
-	changed := h.problem != ""
+	before, changed := h.lost || what == regain, false
 	if err == nil {
-		changed = changed || before || !sameTerms(h.Lease, fresh)
+		changed = before || h.problem != "" || !sameTerms(h.Lease, fresh)
 		h.Lease, h.condition, h.problem = fresh, condition{sure: true}, ""
 	} else {
 		if nak := (*NAK)(nil); errors.As(err, &nak) && what != regain {
@@ -66,7 +65,7 @@ func (k *Keeper) settle(key Key, h *held, what action, fresh Lease, err error) {
 		} else {
 			h.next = retry(h.Lease, h.lost, now)
 		}
-		changed = changed || h.problem != err.Error()
+		changed = h.problem != err.Error()
 		h.problem = err.Error()
 	}
 	k.mu.Unlock()
