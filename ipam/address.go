@@ -55,10 +55,12 @@ func (i *IPAM) RequestAddress(ctx context.Context, req *docker.RequestAddressReq
 		answer = netip.PrefixFrom(asked, p.key.Prefix.Bits())
 	case asked.IsValid() && creating && name == "":
 		err = i.reserve(ctx, p, asked)
+	case id.dhcp:
+		answer, err = i.takeDHCP(ctx, p, asked, req.Options)
 	case asked.IsValid():
-		err = i.takeExact(ctx, p, asked, name)
+		_, err = i.unheld(ctx, p, asked, func() (netip.Prefix, error) { return answer, i.takeExact(ctx, p, asked, name) })
 	default:
-		answer, err = i.takeAny(ctx, p, id.within, name)
+		answer, err = i.unheld(ctx, p, asked, func() (netip.Prefix, error) { return i.takeAny(ctx, p, id.within, name) })
 	}
 	if err != nil {
 		return nil, err

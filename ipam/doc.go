@@ -18,6 +18,9 @@
 // way is wanted here, when another host recalls them (Recalled), when
 // `networks forget` says so, or after a day.
 //
+// In a pool whose networks stand in a LAN, addresses that strangers answer for
+// are passed over (probe.go), or the LAN's own DHCP server chooses (dhcp.go).
+//
 // # Traps
 //
 //   - Docker does not say whether an address is an auxiliary one or an

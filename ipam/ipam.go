@@ -73,6 +73,15 @@ type Config struct {
 	// WhoHolds names who uses an address anywhere in the cluster ("web on
 	// host2"), or returns "".
 	WhoHolds func(cluster.PoolKey, netip.Addr) string
+	// Probe reports who outside of the cluster answers for an address of a pool
+	// whose network stands in a LAN: asked before an endpoint gets the address,
+	// within a second or so. Where nobody can be asked, nobody answers.
+	Probe func(ctx context.Context, pool cluster.PoolKey, addr netip.Addr) (holder string, taken bool)
+	// Conflicts lists the addresses of a pool that Probe found taken, and that
+	// were not found free since.
+	Conflicts func(pool cluster.PoolKey) []netip.Addr
+	// DHCP serves pools made with --ipam-opt dhcp=on; nil: that is refused.
+	DHCP DHCP
 	// Now is the clock, time.Now when nil.
 	Now func() time.Time
 }
@@ -97,6 +106,8 @@ type IPAM struct {
 	cfg   Config
 	store *store
 	kick  chan struct{} // one slot: wakes Run
+
+	obtaining sync.RWMutex // taken before mu; held for reading while an address is had from the LAN's server
 
 	mu      sync.Mutex     // never held while a Config function, or Propose, is called
 	m       *lease.Machine // blocks and addresses; changed by its steps only
@@ -125,6 +136,8 @@ type pool struct {
 	secured time.Time            // no leasing of what is in use without a lease before
 	problem string               // for status
 	alarms  map[string]time.Time // for status: what should not be, and when that was seen last
+
+	conflicts map[netip.Addr]string // pinned, since something on the LAN answers for them: what
 }
 
 // dead is a use without an endpoint.

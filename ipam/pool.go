@@ -57,11 +57,12 @@ func (i *IPAM) scope(p *pool, within netip.Prefix) lease.Scope {
 }
 
 // ranges lists what the Docker networks here choose addresses from: their
-// --ip-range, or the whole pool as an invalid prefix.
+// --ip-range, or the whole pool as an invalid prefix; nothing where the LAN's
+// server chooses.
 func (p *pool) ranges() []netip.Prefix {
 	var out []netip.Prefix
 	for id, n := range p.rec.Uses {
-		if pid, err := parsePoolID(id); err == nil && n > 0 && !slices.Contains(out, pid.within) {
+		if pid, err := parsePoolID(id); err == nil && n > 0 && !pid.dhcp && !slices.Contains(out, pid.within) {
 			out = append(out, pid.within)
 		}
 	}

@@ -35,9 +35,14 @@ func (i *IPAM) RequestPool(ctx context.Context, req *docker.RequestPoolRequest) 
 	if err != nil {
 		return nil, err
 	}
+	if ask.dhcp {
+		if err := i.checkDHCP(ask); err != nil {
+			return nil, err
+		}
+	}
 	var id poolID
 	if ask.prefix.IsValid() {
-		id = poolID{key: cluster.PoolKey{Space: ask.space, Prefix: ask.prefix}, within: ask.within}
+		id = poolID{key: cluster.PoolKey{Space: ask.space, Prefix: ask.prefix}, within: ask.within, dhcp: ask.dhcp}
 		err = i.requestNamed(ctx, id, ask.name)
 	} else {
 		id, err = i.requestAny(ctx, ask)

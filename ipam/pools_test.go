@@ -19,7 +19,7 @@ func TestRequestPoolRefusesWhatIsWrong(t *testing.T) {
 		want string
 	}{
 		{"unknown option", docker.RequestPoolRequest{Pool: "10.0.0.0/24", Options: options{"spce": "x"}},
-			"--ipam-opt spce: unknown option; isthmus knows network, space"},
+			"--ipam-opt spce: unknown option; isthmus knows dhcp, network, space"},
 		{"bad name", docker.RequestPoolRequest{Options: options{"network": "a b"}},
 			"--ipam-opt network=a b: need up to 64 letters, digits, '_', '.' or '-', the first a letter or digit"},
 		{"bad space", docker.RequestPoolRequest{Options: options{"space": "a|b"}},

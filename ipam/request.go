@@ -21,16 +21,20 @@ const (
 	dockerPrefix = "com.docker."
 )
 
-// poolID is what Docker keeps of a pool: as text it names the pool and the
-// --ip-range, and nothing else, so that it outlives the state of this plugin.
+// poolID is what Docker keeps of a pool: as text it names the pool and who
+// chooses from what of it, and nothing else, so that it outlives the state of this plugin.
 type poolID struct {
 	key    cluster.PoolKey
 	within netip.Prefix // --ip-range; invalid: the whole pool
+	dhcp   bool         // the LAN's server chooses; within is invalid
 }
 
 func (id poolID) String() string {
 	s := id.key.Space + "|" + id.key.Prefix.String()
-	if id.within.IsValid() {
+	switch {
+	case id.dhcp:
+		s += "|dhcp"
+	case id.within.IsValid():
 		s += "|" + id.within.String()
 	}
 	return s
@@ -47,7 +51,9 @@ func parsePoolID(s string) (poolID, error) {
 	if id.key.Prefix, err = netip.ParsePrefix(parts[1]); err != nil {
 		return id, fmt.Errorf("pool id %q is not one of isthmus: %w", s, err)
 	}
-	if len(parts) == 3 {
+	if len(parts) == 3 && parts[2] == "dhcp" {
+		id.dhcp = true
+	} else if len(parts) == 3 {
 		if id.within, err = netip.ParsePrefix(parts[2]); err != nil {
 			return id, fmt.Errorf("pool id %q is not one of isthmus: %w", s, err)
 		}
@@ -62,6 +68,7 @@ type poolRequest struct {
 	within      netip.Prefix // invalid: the whole pool
 	v6          bool
 	bits        int
+	dhcp        bool // addresses come from the LAN's server
 }
 
 var nameSyntax = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
@@ -80,10 +87,14 @@ func parsePoolRequest(req *docker.RequestPoolRequest) (poolRequest, error) {
 			r.space = value
 		case key == "network" && nameSyntax.MatchString(value):
 			r.name = value
+		case key == "dhcp" && (value == "on" || value == "off"):
+			r.dhcp = value == "on" && !r.v6 // Docker says it for the IPv6 subnet of the network too
+		case key == "dhcp":
+			return r, fmt.Errorf("--ipam-opt dhcp=%s: is on or off", value)
 		case key == "space" || key == "network":
 			return r, fmt.Errorf("--ipam-opt %s=%s: need up to 64 letters, digits, '_', '.' or '-', the first a letter or digit", key, value)
 		case !strings.HasPrefix(key, dockerPrefix):
-			return r, fmt.Errorf("--ipam-opt %s: unknown option; isthmus knows network, space", key)
+			return r, fmt.Errorf("--ipam-opt %s: unknown option; isthmus knows dhcp, network, space", key)
 		}
 	}
 	if req.Pool == "" {

@@ -37,6 +37,7 @@ func (i *IPAM) Run(ctx context.Context) error {
 			settled = i.reconcile(ctx, r)
 		}
 		i.announce()
+		i.surrender(ctx)
 		if now := i.cfg.Now(); !now.Before(retry) {
 			if err := i.maintain(ctx); err == nil {
 				retry, wait = time.Time{}, retryFirst
@@ -55,6 +56,7 @@ func (i *IPAM) Run(ctx context.Context) error {
 		case <-changed:
 		case <-tick.C:
 			i.sweep()
+			i.yield()
 			i.rivals(ctx)
 		}
 	}

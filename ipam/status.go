@@ -42,18 +42,19 @@ type Share struct {
 
 // PoolStatus is what this host holds of one pool.
 type PoolStatus struct {
-	Pool     cluster.PoolKey `json:"pool"`
-	Name     string          `json:"name,omitempty"` // of --ipam-opt network=NAME
-	Gateway  netip.Addr      `json:"gateway"`
-	Reserved []netip.Addr    `json:"reserved"`
-	Uses     int             `json:"uses"` // Docker networks on it here; 0: parked
-	Size     int             `json:"size"` // addresses that endpoints can have
-	Used     []Use           `json:"used"`
-	Free     int             `json:"free"` // addresses at hand without asking anyone
-	Blocks   []BlockStatus   `json:"blocks"`
-	Shares   []Share         `json:"shares"`            // of all hosts, by name
-	Problem  string          `json:"problem,omitempty"` // why no block could be leased, or what was lost
-	Alarms   []string        `json:"alarms,omitempty"`  // what should not be, of the last hour: contested blocks, addresses without a lease
+	Pool      cluster.PoolKey `json:"pool"`
+	Name      string          `json:"name,omitempty"` // of --ipam-opt network=NAME
+	Gateway   netip.Addr      `json:"gateway"`
+	Reserved  []netip.Addr    `json:"reserved"`
+	Uses      int             `json:"uses"` // Docker networks on it here; 0: parked
+	Size      int             `json:"size"` // addresses that endpoints can have
+	Used      []Use           `json:"used"`
+	Free      int             `json:"free"` // addresses at hand without asking anyone
+	Blocks    []BlockStatus   `json:"blocks"`
+	Shares    []Share         `json:"shares"`              // of all hosts, by name
+	Problem   string          `json:"problem,omitempty"`   // why no block could be leased, or what was lost
+	Conflicts []Conflict      `json:"conflicts,omitempty"` // addresses that nobody gets, since strangers on the LAN answer for them
+	Alarms    []string        `json:"alarms,omitempty"`    // what should not be, of the last hour: contested blocks, addresses without a lease
 }
 
 // Holds reports whether a Docker network of this host has requested the pool
@@ -110,7 +111,7 @@ func (i *IPAM) Status() []PoolStatus {
 		def, s := i.definition(p), i.scope(p, netip.Prefix{})
 		st := PoolStatus{
 			Pool: key, Name: def.Name, Gateway: def.Gateway, Reserved: def.Reserved, Size: s.Size(key.Prefix),
-			Used: p.uses(), Shares: shares(r, key, s), Problem: p.problem, Alarms: p.raised(i.cfg.Now()),
+			Used: p.uses(), Shares: shares(r, key, s), Problem: p.problem, Alarms: p.raised(i.cfg.Now()), Conflicts: p.strangers(),
 		}
 		if p.rec != nil {
 			st.Uses = p.rec.uses()
