@@ -49,9 +49,10 @@ func (c Client) open(r *Request) (lan.Wire, error) {
 }
 
 // Obtain gets an address for a client that has none: DISCOVER, OFFER, REQUEST,
-// ACK. A lease of the same client identifier at the server is given again.
+// ACK. The first offer is taken. A lease of the same client identifier at the
+// server is given again.
 func (c Client) Obtain(ctx context.Context, r Request) (Lease, error) {
-	l, err := c.obtain(ctx, r, func(netip.Addr) error { return nil })
+	l, err := c.obtain(ctx, r, netip.Addr{})
 	if err != nil {
 		return Lease{}, fmt.Errorf("obtain an address by DHCP on %s: %w", r.Interface, err)
 	}
@@ -60,19 +61,15 @@ func (c Client) Obtain(ctx context.Context, r Request) (Lease, error) {
 
 // Regain is Obtain for a lease that was lost: no other address will do.
 func (c Client) Regain(ctx context.Context, l Lease) (Lease, error) {
-	fresh, err := c.obtain(ctx, l.again(), func(offered netip.Addr) error {
-		if offered != l.Prefix.Addr() {
-			return fmt.Errorf("the DHCP server offers %s now instead", offered)
-		}
-		return nil
-	})
+	fresh, err := c.obtain(ctx, l.again(), l.Prefix.Addr())
 	if err != nil {
 		return Lease{}, fmt.Errorf("regain address %s by DHCP on %s: %w", l.Prefix.Addr(), l.Interface, err)
 	}
 	return fresh, nil
 }
 
-func (c Client) obtain(ctx context.Context, r Request, accept func(netip.Addr) error) (Lease, error) {
+// obtain takes the first offer, or when only is valid the first one of that.
+func (c Client) obtain(ctx context.Context, r Request, only netip.Addr) (Lease, error) {
 	w, err := c.open(&r)
 	if err != nil {
 		return Lease{}, err
@@ -80,18 +77,29 @@ func (c Client) obtain(ctx context.Context, r Request, accept func(netip.Addr) e
 	defer w.Close()
 	refused := error(nil)
 	for range 2 { // an address may go to somebody else between offer and request
+		var other netip.Addr
 		offer, err := exchange(ctx, w, discover(r), Lease{}, false, func(a answer) bool {
-			return a.MessageType() == dhcpv4.MessageTypeOffer && addrOf(a.YourIPAddr).IsValid() && a.server().IsValid()
+			addr := addrOf(a.YourIPAddr)
+			if a.MessageType() != dhcpv4.MessageTypeOffer || !addr.IsValid() || !a.server().IsValid() {
+				return false
+			}
+			if only.IsValid() && addr != only {
+				other = addr // another server may still offer the right one
+				return false
+			}
+			return true
 		})
-		if err != nil {
-			return Lease{}, errors.Join(refused, err)
+		switch {
+		case err != nil && other.IsValid() && errors.Is(err, ErrSilent):
+			return Lease{}, fmt.Errorf("the DHCP server offers %s now instead", other)
+		case err != nil && refused != nil:
+			return Lease{}, fmt.Errorf("%w; then: %w", refused, err)
+		case err != nil:
+			return Lease{}, err
 		}
 		addr := addrOf(offer.YourIPAddr)
 		if w.Has(addr) {
 			return Lease{}, fmt.Errorf("address %s: %w", addr, ErrOwn)
-		}
-		if err := accept(addr); err != nil {
-			return Lease{}, err
 		}
 		l, err := grant(ctx, w, request(r, addr, offer.server()), Lease{}, false)
 		if nak := (*NAK)(nil); !errors.As(err, &nak) {
@@ -187,20 +195,27 @@ func (c Client) tell(ctx context.Context, l Lease, a ask, toServer bool) error {
 }
 
 // grant sends a REQUEST and reads the lease that its ACK brings. A NAK comes
-// as *NAK, and only counts from the server that was asked, if it was one.
+// as *NAK: at once from the server that was asked, or that gave l; from any other
+// only if no ACK comes after it.
 func grant(ctx context.Context, w lan.Wire, a ask, l Lease, toServer bool) (Lease, error) {
 	asked := time.Now()
+	var nak *NAK
 	got, err := exchange(ctx, w, a, l, toServer, func(got answer) bool {
-		if a.server.IsValid() && got.server() != a.server {
+		from := got.server()
+		if a.server.IsValid() && from != a.server {
 			return false
 		}
-		return got.MessageType() == dhcpv4.MessageTypeAck || got.MessageType() == dhcpv4.MessageTypeNak
+		if got.MessageType() == dhcpv4.MessageTypeNak {
+			nak = &NAK{from, got.Message()}
+			return from == a.server || from == l.Server
+		}
+		return got.MessageType() == dhcpv4.MessageTypeAck
 	})
-	if err != nil {
+	switch {
+	case nak != nil && (err == nil && got.MessageType() == dhcpv4.MessageTypeNak || errors.Is(err, ErrSilent)):
+		return Lease{}, nak
+	case err != nil:
 		return Lease{}, err
-	}
-	if got.MessageType() == dhcpv4.MessageTypeNak {
-		return Lease{}, &NAK{got.server(), got.Message()}
 	}
 	r := a.Request
 	if l.Prefix.IsValid() {
@@ -240,7 +255,10 @@ func await(ctx context.Context, w lan.Wire, a ask, xid dhcpv4.TransactionID, wai
 				return got, nil
 			}
 		case errors.Is(err, context.DeadlineExceeded):
-			return answer{}, errors.Join(ErrSilent, ctx.Err())
+			if ctx.Err() != nil {
+				return answer{}, fmt.Errorf("%w (%w)", ErrSilent, ctx.Err())
+			}
+			return answer{}, ErrSilent
 		default:
 			return answer{}, err
 		}

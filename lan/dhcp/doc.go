@@ -32,6 +32,8 @@
 //   - dnsmasq gives a client the lease of another one with the same MAC that
 //     sent no identifier. With the MAC of the parent that is the host itself:
 //     such an offer is refused (ErrOwn).
+//   - The container's own stack refuses the answer to a renewal that passes by
+//     (ICMP port unreachable), which servers ignore.
 //   - UDP checksums are not verified: those of a server on the same machine
 //     are filled in by nobody (checksum offload).
 //   - A lease that expired or was taken back cannot be taken from a running

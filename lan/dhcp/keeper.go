@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -125,8 +124,11 @@ func (k *Keeper) Obtain(ctx context.Context, group string, r Request) (Lease, er
 			return l, k.keep(Key{group, l.Prefix.Addr()}, l)
 		}
 		err = fmt.Errorf("DHCP server %s gives address %s, which %s on the LAN answers for", l.Server, l.Prefix.Addr(), holder)
-		if derr := k.cfg.Client.Decline(ctx, l, "in use by "+holder); derr != nil || try == declines {
-			return Lease{}, errors.Join(err, derr)
+		if derr := k.cfg.Client.Decline(ctx, l, "in use by "+holder); derr != nil {
+			return Lease{}, fmt.Errorf("%w; %w", err, derr)
+		}
+		if try == declines {
+			return Lease{}, err
 		}
 		k.cfg.Log.WithField("interface", r.Interface).WithError(err).Warn("address of the DHCP server declined")
 	}

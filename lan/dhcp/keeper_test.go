@@ -265,6 +265,7 @@ func TestKeeperRestart(t *testing.T) {
 
 		k.do(func() { k.given = map[string]netip.Addr{string(dhcp.Identity("web")): addr("192.0.2.12")} })
 		k.restart(time.Minute) // the server gave it another one
+		time.Sleep(10 * time.Second)
 		k.is(true, "offers 192.0.2.12 now instead")
 		if next := k.get("web"); next.Addr != addr("192.0.2.12") {
 			k.Errorf("asked again: %s", next.Addr)
