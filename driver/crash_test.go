@@ -11,7 +11,6 @@ import (
 	"github.com/docker/go-plugins-helpers/network"
 	"pgregory.net/rapid"
 
-	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/driver/kernel"
 )
 
@@ -75,11 +74,11 @@ func (f *fuse) Mend(ctx context.Context, h kernel.Handover) (bool, error) {
 	return f.Kernel.Mend(ctx, h)
 }
 
-func (f *fuse) Observe(ctx context.Context, sandbox string, mac cluster.MAC) (string, error) {
+func (f *fuse) Observe(ctx context.Context, h kernel.Handover) (string, error) {
 	if f.dead() {
 		return "", errDead
 	}
-	return f.Kernel.Observe(ctx, sandbox, mac)
+	return f.Kernel.Observe(ctx, h)
 }
 
 // docker is what Docker believes, and does whatever the plugin answers.

@@ -14,6 +14,7 @@ import (
 	"github.com/docker/go-plugins-helpers/network"
 
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/driver/kernel"
 )
 
 // CreateEndpoint stores the endpoint. It fills in a MAC where Docker has none,
@@ -244,7 +245,7 @@ func (d *Driver) endpoint(id string) (Endpoint, Network, error) {
 // taken reports whether Docker has the interface in the sandbox already, as
 // when it repeats a call.
 func (d *Driver) taken(ctx context.Context, e Endpoint) bool {
-	name, err := d.cfg.Kernel.Observe(ctx, e.Sandbox, e.MAC)
+	name, err := d.cfg.Kernel.Observe(ctx, kernel.Handover{Sandbox: e.Sandbox, Link: kernel.Link{Name: e.link(), MAC: e.MAC}})
 	return err == nil && name != ""
 }
 

@@ -87,7 +87,7 @@ func (l *loop) mend(ctx context.Context, want Desired, a applied, r *result) map
 // missing means nothing yet; and where none can be seen, nothing at all.
 func (l *loop) observe(ctx context.Context, h handover) bool {
 	id := h.Endpoint.ID
-	name, err := l.d.cfg.Kernel.Observe(ctx, h.Sandbox, h.Link.MAC)
+	name, err := l.d.cfg.Kernel.Observe(ctx, h.Handover)
 	if errors.Is(err, kernel.ErrNoSandbox) {
 		return false
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -43,6 +44,7 @@ type Linux struct {
 	send int // AF_PACKET socket of Announce; bound to no protocol, it receives nothing
 
 	mu      sync.Mutex
+	heeded  atomic.Pointer[map[string]bool]
 	granted map[string]bool // AcceptForward guards that needed no rule, see accept.go
 	warned  bool            // of iptables-legacy
 }
@@ -66,14 +68,14 @@ func (k *Linux) open() (err error) {
 	if k.ns, err = netns.Get(); err != nil {
 		return fmt.Errorf("open network namespace: %w", err)
 	}
-	if k.h, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+	if k.h, err = netlink.NewHandle(unix.NETLINK_ROUTE, unix.NETLINK_GENERIC); err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	if err = k.h.SetSocketTimeout(timeout); err != nil {
 		return fmt.Errorf("set netlink timeout: %w", err)
 	}
 	tv := unix.NsecToTimeval(timeout.Nanoseconds())
-	for _, family := range []int{unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER} {
+	for _, family := range []int{unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER, unix.NETLINK_GENERIC} {
 		s, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), family)
 		if err != nil {
 			return fmt.Errorf("open netlink family %d: %w", family, err)
@@ -107,14 +109,21 @@ func (k *Linux) Close() {
 }
 
 // Dump implements Kernel: one dump of all links, one of all forwarding entries,
-// one of each family's neighbours, and our tables.
+// one of each family's neighbours and of its routes of our protocol, one of the
+// addresses, and our tables.
 func (k *Linux) Dump(ctx context.Context) (State, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	state := State{}
-	tunnels, err := k.dumpLinks(ctx, state)
-	if err == nil && len(tunnels) > 0 {
-		err = k.dumpEntries(ctx, state, tunnels)
+	links, err := k.dumpLinks(ctx, state)
+	if err == nil && len(links.tunnels) > 0 {
+		err = k.dumpEntries(ctx, state, links.tunnels)
+	}
+	if err == nil && len(links.stations) > 0 {
+		err = k.dumpAddrs(ctx, state, links.stations)
+	}
+	if err == nil {
+		err = k.dumpRoutes(ctx, state, links.all)
 	}
 	if err == nil {
 		err = k.dumpGuards(state)
@@ -167,6 +176,10 @@ func (k *Linux) Do(ctx context.Context, ops []Op) error {
 			if err = k.link(op.Action, o); err != nil {
 				lame[o.Name] = 0
 			}
+		case Addr:
+			err = k.addr(op, o)
+		case FIB:
+			err = k.route(op, o)
 		case FDB, Neigh:
 			if _, ok := index[key.Dev]; !ok {
 				index[key.Dev], err = k.tunnelIndex(key.Dev)
@@ -206,6 +219,14 @@ const ipv6 = " (IPv6)"
 // standsOn returns the failed thing that o depends on, if there is one.
 func standsOn(o Object, lame map[string]int) (string, bool) {
 	dev := o.Key().Dev
+	switch o := o.(type) {
+	case FIB:
+		dev = o.Dev
+	case Link:
+		if _, ok := lame[o.Parent]; ok {
+			dev = o.Parent
+		}
+	}
 	if _, ok := lame[dev]; ok {
 		return dev, true
 	}

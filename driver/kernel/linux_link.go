@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,33 +21,53 @@ import (
 // takes no part in what happens there.
 const addrGenNone = 1 // IN6_ADDR_GEN_MODE_NONE
 
-func ours(a *netlink.LinkAttrs) bool {
-	return a.Group == Group && strings.HasPrefix(a.Name, Prefix)
+// ours reports whether l bears our marks. names are by index: a VLAN device is
+// ours by its group with its alias, or with its name, which is complete before
+// the alias is and stays when its parent is renamed.
+func ours(l netlink.Link, names map[int]string) bool {
+	a := l.Attrs()
+	if a.Group != Group {
+		return false
+	}
+	if v, ok := l.(*netlink.Vlan); ok {
+		return a.Alias == Alias || a.Name == fmt.Sprintf("%s.%d", names[a.ParentIndex], v.VlanId)
+	}
+	return strings.HasPrefix(a.Name, Prefix)
 }
 
-// dumpLinks adds our links to state, and returns our VXLAN devices by index.
-func (k *Linux) dumpLinks(ctx context.Context, state State) (map[int]string, error) {
+// indexed is what the rest of a dump needs of the links: names by index.
+type indexed struct {
+	all      map[int]string
+	tunnels  map[int]string // our VXLAN devices
+	stations map[int]string // our macvlan and ipvlan links
+}
+
+// dumpLinks adds our links to state.
+func (k *Linux) dumpLinks(ctx context.Context, state State) (indexed, error) {
 	links, err := retry(ctx, k.h.LinkList)
 	if err != nil {
-		return nil, fmt.Errorf("links: %w", err)
+		return indexed{}, fmt.Errorf("links: %w", err)
 	}
 	names := make(map[int]string, len(links))
 	for _, l := range links {
 		names[l.Attrs().Index] = l.Attrs().Name
 	}
-	tunnels := map[int]string{}
+	found := indexed{names, map[int]string{}, map[int]string{}}
 	for _, l := range links {
-		if !ours(l.Attrs()) {
+		if !ours(l, names) {
 			continue
 		}
 		if o, ok := linkOf(l, names); ok {
 			state.Put(o)
-			if o.Kind == VXLAN {
-				tunnels[l.Attrs().Index] = o.Name
+			switch o.Kind {
+			case VXLAN:
+				found.tunnels[l.Attrs().Index] = o.Name
+			case Macvlan, IPvlan:
+				found.stations[l.Attrs().Index] = o.Name
 			}
 		}
 	}
-	return tunnels, nil
+	return found, nil
 }
 
 // linkOf reads a link of the library; names are by index.
@@ -68,6 +89,18 @@ func linkOf(l netlink.Link, names map[int]string) (Link, bool) {
 	case *netlink.Macvlan:
 		o.Kind = Macvlan
 		o.Parent = names[a.ParentIndex]
+		readStation(l, &o)
+	case *netlink.IPVlan:
+		o.Kind = IPvlan
+		o.Parent = names[a.ParentIndex]
+		readStation(l, &o)
+	case *netlink.Vlan:
+		o.Kind = VLAN
+		o.Parent = names[a.ParentIndex]
+		o.VID, o.Proto = uint16(l.VlanId), wordOf(vlanProtos, l.VlanProtocol)
+		o = o.normal()
+	case *netlink.Dummy:
+		o.Kind = Dummy
 	case *netlink.Veth:
 		o.Kind = Veth
 		if a.NetNsID < 0 { // else the index is of another namespace
@@ -97,19 +130,30 @@ func (k *Linux) addLink(l Link) error {
 	if err != nil {
 		return err
 	}
-	err = k.h.LinkAdd(made)
+	if l.Kind == Veth {
+		err = k.addPair(made)
+	} else {
+		err = k.h.LinkAdd(made)
+	}
 	if errors.Is(err, unix.EEXIST) {
 		if _, gone := k.h.LinkByName(l.Name); gone == nil {
 			return k.setLink(l) // present already
+		}
+		if l.Kind == VLAN {
+			return fmt.Errorf("VLAN %d of %s is in use by another device of this host: name that one as the parent (ip -d link show type vlan), or delete it: %w", l.VID, l.Parent, err)
 		}
 		if l.Kind == VXLAN {
 			return fmt.Errorf("VNI %d on UDP port %d is in use by another VXLAN device of this host: delete that one (ip -d link show type vxlan), or choose another vni: %w", l.VNI, l.Port, err)
 		}
 	}
 	if err != nil {
-		return err
+		return k.explain(l, err)
 	}
-	if err := k.setLink(l); err != nil {
+	err = k.quiet(l)
+	if err == nil {
+		err = k.setLink(l)
+	}
+	if err != nil {
 		// Better absent than half made: the next pass starts anew.
 		return errors.Join(err, k.removeLink(l.Name))
 	}
@@ -135,15 +179,66 @@ func (k *Linux) describe(l Link) (netlink.Link, error) {
 		a.MTU = 0
 		snooping := false // multicast reaches all, with or without a querier
 		return &netlink.Bridge{LinkAttrs: a, MulticastSnooping: &snooping}, nil
-	case Macvlan:
+	case Macvlan, IPvlan, VLAN:
 		parent, err := k.h.LinkByName(l.Parent)
 		if err != nil {
 			return nil, fmt.Errorf("find parent %s: %w", l.Parent, err)
 		}
 		a.ParentIndex = parent.Attrs().Index
-		return &netlink.Macvlan{LinkAttrs: a, Mode: netlink.MACVLAN_MODE_BRIDGE}, nil
+		if l.Kind != VLAN {
+			return stationOf(l, a)
+		}
+		proto, ok := vlanProtos[cmp.Or(l.Proto, "802.1q")]
+		if !ok {
+			return nil, fmt.Errorf("no such VLAN protocol: %q", l.Proto)
+		}
+		return &netlink.Vlan{LinkAttrs: a, VlanId: int(l.VID), VlanProtocol: proto}, nil
+	case Dummy:
+		return &netlink.Dummy{LinkAttrs: a}, nil
+	case Veth:
+		if l.Peer != "" {
+			v := netlink.NewVeth(a)
+			v.PeerName, v.PeerMTU = l.Peer, uint32(l.MTU)
+			return v, nil
+		}
 	}
 	return nil, fmt.Errorf("cannot make a link of kind %q by itself", l.Kind)
+}
+
+// addPair makes a veth pair that stays in the host's namespace. The near end
+// becomes ours last, so that a pair of which only one end is marked is made anew.
+func (k *Linux) addPair(made netlink.Link) error {
+	v := made.(*netlink.Veth)
+	group := v.Group
+	v.Group = unfinished
+	if half, err := k.h.LinkByName(v.Name); err == nil && half.Attrs().Group == unfinished {
+		if err := k.h.LinkDel(half); err != nil {
+			return err
+		}
+	}
+	if err := k.h.LinkAdd(v); err != nil {
+		return err
+	}
+	for _, end := range []string{v.PeerName, v.Name} {
+		l, err := k.h.LinkByName(end)
+		if err == nil {
+			err = k.h.LinkSetGroup(l, int(group))
+		}
+		if err != nil {
+			return fmt.Errorf("set group of %s: %w", end, err)
+		}
+	}
+	return nil
+}
+
+// quiet keeps a fresh link on somebody's LAN from taking part there by itself: a
+// router's advertisement must not give the host a route through it.
+func (k *Linux) quiet(l Link) error {
+	switch l.Kind {
+	case VLAN, Macvlan, IPvlan:
+		return inside(int(k.ns), func() error { return setIPv6(l.Name, "accept_ra", "0") })
+	}
+	return nil
 }
 
 // setLink makes the existing link like l, up or down. It touches only
@@ -154,12 +249,12 @@ func (k *Linux) setLink(l Link) error {
 	if err != nil {
 		return err
 	}
-	if !ours(cur.Attrs()) {
-		return fmt.Errorf("a link of this name stands in the way that isthmus did not make: delete it (ip link delete %s) or rename it", l.Name)
-	}
 	names, err := k.namesOf(cur.Attrs().ParentIndex, cur.Attrs().MasterIndex)
 	if err != nil {
 		return err
+	}
+	if !ours(cur, names) {
+		return fmt.Errorf("a link of this name stands in the way that isthmus did not make: delete it (ip link delete %s) or rename it", l.Name)
 	}
 	have, ok := linkOf(cur, names)
 	if !ok || !changeable(have, l) {
@@ -179,6 +274,14 @@ func (k *Linux) setLink(l Link) error {
 			return fmt.Errorf("set mtu %d: %w", l.MTU, err)
 		}
 	}
+	if l.Kind == VLAN && cur.Attrs().Alias != Alias {
+		if err := k.h.LinkSetAlias(cur, Alias); err != nil {
+			return fmt.Errorf("set alias: %w", err)
+		}
+	}
+	if err := setMode(k.h, cur, have, l); err != nil {
+		return err
+	}
 	if have.Local != l.Local {
 		if err := k.setLocal(cur.Attrs().Index, l.Local); err != nil {
 			return fmt.Errorf("set local %s: %w", l.Local, err)
@@ -191,7 +294,11 @@ func (k *Linux) setLink(l Link) error {
 	}
 	switch {
 	case have.Down && !l.Down:
-		if err := k.h.LinkSetUp(cur); err != nil {
+		err := k.h.LinkSetUp(cur)
+		if errors.Is(err, unix.ENETDOWN) && l.Kind == VLAN {
+			return fmt.Errorf("set up: its parent %[1]s is down: set that up (ip link set %[1]s up): %[2]w", l.Parent, err)
+		}
+		if err != nil {
 			return fmt.Errorf("set up: %w", err)
 		}
 	case l.Down && !have.Down:
@@ -215,17 +322,30 @@ func (k *Linux) setMaster(l netlink.Link, master string) error {
 
 // removeLink deletes a link of ours; any other one of this name is left alone.
 func (k *Linux) removeLink(name string) error {
-	l, err := k.h.LinkByName(name)
-	if isNotFound(err) || err == nil && !ours(l.Attrs()) {
-		return nil
-	}
-	if err != nil {
+	l, err := k.ownLink(name)
+	if err != nil || l == nil {
 		return err
 	}
 	if err := k.h.LinkDel(l); err != nil && !isNotFound(err) {
 		return err
 	}
 	return nil
+}
+
+// ownLink finds a link of ours by name; nil when there is none.
+func (k *Linux) ownLink(name string) (netlink.Link, error) {
+	l, err := k.h.LinkByName(name)
+	if isNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	names, err := k.namesOf(l.Attrs().ParentIndex)
+	if err != nil || !ours(l, names) {
+		return nil, err
+	}
+	return l, nil
 }
 
 // namesOf looks up links by index; indexes of other namespaces have no name.
@@ -261,22 +381,29 @@ func sortedKeys[V any](m map[string]V) []string {
 	return slices.Sorted(maps.Keys(m))
 }
 
-// Makes implements Kernel. A macvlan without a link below is refused as invalid
-// (EINVAL) by a kernel that knows the kind, and as not supported by one that
-// does not, after it tried to load the module (rtnl_newlink in
-// net/core/rtnetlink.c).
+// Makes implements Kernel. What probe asks for is refused as invalid (EINVAL) by a
+// kernel that knows the kind, and as not supported by one that does not, after
+// it tried to load the module (rtnl_newlink in net/core/rtnetlink.c).
 func (k *Linux) Makes(_ context.Context, kind Kind) (bool, error) {
-	if kind != Macvlan {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.makes(kind)
+}
+
+func (k *Linux) makes(kind Kind) (bool, error) {
+	switch kind {
+	case Macvlan, IPvlan, VLAN, Dummy:
+	default:
 		return true, nil // without the others nothing works at all
 	}
-	err := k.h.LinkAdd(&netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: Prefix + "probe"}, Mode: netlink.MACVLAN_MODE_BRIDGE})
+	err := k.probe(kind)
 	switch {
 	case errors.Is(err, unix.EINVAL):
 		return true, nil
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return false, nil
 	case err == nil:
-		err = errors.New("it made one without a link below")
+		err = errors.Join(errors.New("it made one without an address"), k.h.LinkDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: Prefix + "probe"}}))
 	}
 	return false, fmt.Errorf("ask the kernel for %s: %w", kind, err)
 }

@@ -14,11 +14,8 @@ import (
 
 // tunnelIndex finds a link of ours by name; 0 when there is none.
 func (k *Linux) tunnelIndex(name string) (int, error) {
-	l, err := k.h.LinkByName(name)
-	if isNotFound(err) || err == nil && !ours(l.Attrs()) {
-		return 0, nil
-	}
-	if err != nil {
+	l, err := k.ownLink(name)
+	if err != nil || l == nil {
 		return 0, err
 	}
 	return l.Attrs().Index, nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/isthmus-net/isthmus/cluster"
@@ -28,7 +29,23 @@ const (
 	Bridge  Kind = "bridge"
 	Macvlan Kind = "macvlan"
 	Veth    Kind = "veth"
+	IPvlan  Kind = "ipvlan"
+	VLAN    Kind = "vlan"
+	Dummy   Kind = "dummy"
 )
+
+// Module names the kernel module that makes links of a kind.
+func (k Kind) Module() string {
+	if k == VLAN {
+		return "8021q"
+	}
+	return string(k)
+}
+
+// Lacks is the error of a kernel that cannot make links of a kind.
+func Lacks(kind Kind) error {
+	return fmt.Errorf("kernel lacks %[1]s: load the module %[2]s (modprobe %[2]s), or boot a kernel that has it", kind, kind.Module())
+}
 
 // Standing says what Diff may do with a link.
 type Standing uint8
@@ -47,14 +64,14 @@ const (
 
 // Key identifies an object in the kernel.
 type Key struct {
-	Type string // "link", "fdb", "neigh", "guard"
-	Dev  string // link name
+	Type string // "link", "addr", "fdb", "neigh", "fib", "guard"
+	Dev  string // link name; empty of a fib, since a destination has one route
 	Sub  string // address, or empty
 }
 
 func (k Key) String() string { return strings.Join(strings.Fields(k.Type+" "+k.Dev+" "+k.Sub), " ") }
 
-// Object is one thing in the kernel: Link, FDB, Neigh or Guard. All are
+// Object is one thing in the kernel: Link, Addr, FDB, Neigh, FIB or Guard. All are
 // comparable, so that Diff is ==.
 type Object interface {
 	Key() Key
@@ -71,7 +88,7 @@ type Link struct {
 	MAC      cluster.MAC // zero: any
 	MTU      int
 	Master   string // bridge that it is a port of
-	Parent   string // of a macvlan: the link below
+	Parent   string // of a macvlan, ipvlan or vlan: the link below, which need not be ours
 	Peer     string // of a veth: the name of the other end, ignored in comparison
 	Down     bool   // administratively down: what stands on it is cut off, and recovers
 
@@ -80,7 +97,56 @@ type Link struct {
 	Local netip.Addr // VTEP of this host; its family is the underlay's
 	Port  uint16     // UDP
 	Proxy bool       // answer ARP and ND from the neighbour table, drop what it lacks
+
+	// Macvlan: bridge, private, vepa, passthru or source; empty: bridge. A passthru
+	// link has the MAC of its parent, so MAC stays zero.
+	// IPvlan: l2, l3 or l3s; empty: l2. It is that of the parent, so that a new
+	// link, or a Set, changes it for all ipvlan links there, whoever made them.
+	Mode string
+	// Flag of IPvlan: bridge, private or vepa; empty: bridge. That of the parent, too.
+	Flag string
+	// BCQueue of Macvlan is how many broadcast frames may wait in its parent's
+	// queue; the parent takes the largest of its links. 0: 1000.
+	BCQueue int
+	// Sources of a Macvlan in mode source lists the MACs whose frames it takes,
+	// see JoinMACs. Empty: it takes none.
+	Sources string
+
+	// VLAN only. Its name is "PARENT.VID".
+	VID   uint16 // 1 to 4094
+	Proto string // 802.1q or 802.1ad; empty: 802.1q
 }
+
+// JoinMACs puts MACs into the form of Link.Sources: sorted, each once, joined by commas.
+func JoinMACs(macs []cluster.MAC) string {
+	texts := make([]string, len(macs))
+	for i, m := range macs {
+		texts[i] = m.String()
+	}
+	slices.Sort(texts)
+	return strings.Join(slices.Compact(texts), ",")
+}
+
+// normal replaces words for what is the default anyhow by nothing, as in a dump.
+func (l Link) normal() Link {
+	switch {
+	case l.Kind == Macvlan && l.Mode == "bridge", l.Kind == IPvlan && l.Mode == "l2":
+		l.Mode = ""
+	}
+	if l.Flag == "bridge" {
+		l.Flag = ""
+	}
+	if l.BCQueue == defaultBCQueue {
+		l.BCQueue = 0
+	}
+	if l.Proto == "802.1q" {
+		l.Proto = ""
+	}
+	return l
+}
+
+// defaultBCQueue is MACVLAN_DEFAULT_BC_QUEUE_LEN of drivers/net/macvlan.c.
+const defaultBCQueue = 1000
 
 // FDB is a permanent forwarding entry of a VXLAN device: frames to MAC go to
 // the VTEP Dst. A zero MAC is one copy of all broadcast, multicast and unknown
@@ -173,6 +239,22 @@ func (l Link) String() string {
 			b.WriteString(" proxy")
 		}
 	}
+	switch n := l.normal(); l.Kind {
+	case VLAN:
+		fmt.Fprintf(&b, " protocol %s id %d", cmp.Or(strings.TrimSuffix(n.Proto, "802.1q"), "802.1Q"), n.VID)
+	case IPvlan:
+		fmt.Fprintf(&b, " mode %s %s", cmp.Or(n.Mode, "l2"), cmp.Or(n.Flag, "bridge"))
+	case Macvlan:
+		if n.Mode != "" {
+			fmt.Fprintf(&b, " mode %s", n.Mode)
+		}
+		if n.BCQueue != 0 {
+			fmt.Fprintf(&b, " bcqueuelen %d", n.BCQueue)
+		}
+		if n.Sources != "" {
+			fmt.Fprintf(&b, " sources %s", n.Sources)
+		}
+	}
 	if l.Master != "" {
 		fmt.Fprintf(&b, " master %s", l.Master)
 	}
@@ -228,13 +310,21 @@ func CompareKeys(a, b Key) int {
 // Handover describes a container's interface completely, so that it can be
 // made in the host's namespace for Docker to take, and made again inside the
 // sandbox when the device below it died.
+//
+// In the sandbox it is known by its MAC. Where it has none of its own (ipvlan,
+// and macvlan in mode passthru, which have that of their parent), Link.MAC is
+// zero, and it is known by Link.Name, which it bears as its alias (ip link
+// shows it), whatever Docker calls it.
 type Handover struct {
-	Link    Link   // Macvlan (with Parent), or Veth whose Peer is the host end
+	Link    Link   // Macvlan or IPvlan (with Parent), or Veth whose Peer is the host end
 	Host    Link   // of a veth: the host end (Adopted, with Master); else zero
 	Sandbox string // path of the sandbox's network namespace, empty before Join
 	Name    string // its name inside the sandbox, empty while not yet seen there
 	Addrs   []netip.Prefix
 	Routes  []Route
+	// Follow: an interface that is in the sandbox already gets a higher MTU as
+	// well, not only a lower one, since the LAN below is of one MTU anyhow.
+	Follow bool
 }
 
 // Below returns the link whose death takes the container's interface with it.
@@ -245,14 +335,16 @@ func (h Handover) Below() string {
 	return h.Link.Parent
 }
 
-// Tenant is an interface inside a sandbox that stands on a link of ours.
+// Tenant is an interface inside a sandbox that stands on a link of ours, or
+// that is marked as ours and stands on a link of somebody else.
 type Tenant struct {
 	Sandbox string // path of its network namespace
 	Name    string // of the interface, inside
+	Link    string // its Handover.Link.Name, where MAC is zero
 	MAC     cluster.MAC
 	Addrs   []netip.Prefix // all but link-local ones
-	Kind    Kind           // Macvlan or Veth
-	Below   string         // link in the host's namespace: the VXLAN device, or the host end
+	Kind    Kind           // Macvlan, IPvlan or Veth
+	Below   string         // link in the host's namespace: the VXLAN device, the parent, or the host end
 	Master  string         // of a host end: its bridge
 }
 
@@ -291,21 +383,29 @@ type Kernel interface {
 	// ours stands there under these names already is replaced.
 	Hand(ctx context.Context, h Handover) error
 	// Mend makes h's interface again inside its sandbox, with name, MAC, MTU,
-	// addresses and routes, unless an interface with that MAC is there. It
+	// addresses and routes, unless it is there. It
 	// reports whether it made one, or finished one that an earlier Mend left
-	// half made. One that is there may have an MTU above that of h: it is lowered.
+	// half made. One that is there may have an MTU above that of h: it is lowered
+	// (and with h.Follow raised); its mode and sources are set as in h.
 	// If h.Name is empty or taken, the lowest free number of its
 	// row is used (eth0, eth1 ...): Observe tells. ErrNoSandbox: the sandbox
 	// is gone, or not there yet.
 	Mend(ctx context.Context, h Handover) (bool, error)
-	// Observe returns the name that the interface with this MAC has inside
-	// the sandbox; empty when there is none, or when Docker moved it but did
-	// not rename it yet. ErrNoSandbox as above.
-	Observe(ctx context.Context, sandbox string, mac cluster.MAC) (string, error)
+	// Observe returns the name that h's interface has inside its sandbox;
+	// empty when there is none, or when Docker moved it but did not rename it
+	// yet. Of h it needs Sandbox, and Link's MAC or else its Name. ErrNoSandbox as above.
+	Observe(ctx context.Context, h Handover) (string, error)
 	// Tenants lists the interfaces of ours in all sandboxes that are in reach:
 	// those in Docker's usual directory, and in the directories named. What
 	// cannot be looked into is left out, and an error names it.
 	Tenants(ctx context.Context, dirs ...string) ([]Tenant, error)
+	// Links describes all links of the host's namespace, whoever made them, sorted
+	// by name, with what stands on them there and in the sandboxes of Docker's usual
+	// directory. It changes nothing.
+	Links(ctx context.Context) ([]Device, error)
+	// Heed names the links of others that Watch shall signal as well, in place of
+	// those named before: parents, and what their VLANs stand on. They need not exist.
+	Heed(names ...string)
 	// Announce sends; it does not wait for anything.
 	Announce(ctx context.Context, a []Announcement) error
 	// Underlay describes the link by which this host reaches the address
@@ -323,6 +423,8 @@ type Kernel interface {
 	// Watch signals, by a one-slot channel, that something under our marks or
 	// of the underlay may have changed (link, FDB, neighbour and nftables
 	// notifications; global addresses, link MTU, default route; an overrun).
+	// Of the links named to Heed it signals that they appear, vanish, are renamed,
+	// go up or down, or get another carrier, MTU, MAC or master.
 	// It signals once at the start. It returns nil when ctx ends, and not
 	// before.
 	Watch(ctx context.Context, changed chan<- struct{}) error

@@ -3,6 +3,8 @@ package kernel
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"net/netip"
 
 	"github.com/vishvananda/netlink/nl"
@@ -75,6 +77,57 @@ func (k *Linux) rules(family uint8, table, chain string) ([]rawRule, error) {
 			}
 		}
 		out = append(out, r)
+	}
+	return out, nil
+}
+
+// probe asks the kernel to create a link of a kind, in words that it refuses
+// whatever the kind: without the link below and without the properties that it
+// needs, and with an address that is none.
+func (k *Linux) probe(kind Kind) error {
+	req := k.request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(Prefix+"probe")))
+	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, []byte{0}))
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(string(kind)))
+	req.AddData(info)
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// nl80211 in include/uapi/linux/nl80211.h.
+const (
+	nl80211GetInterface = 5 // NL80211_CMD_GET_INTERFACE
+	nl80211Ifindex      = 3 // NL80211_ATTR_IFINDEX
+)
+
+// wireless lists the wireless links by index; none where no driver is loaded.
+func (k *Linux) wireless() (map[int]bool, error) {
+	family, err := k.h.GenlFamilyGet("nl80211")
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find netlink family nl80211: %w", err)
+	}
+	req := k.request(int(family.ID), unix.NLM_F_DUMP)
+	req.AddData(&nl.Genlmsg{Command: nl80211GetInterface})
+	msgs, err := req.Execute(unix.NETLINK_GENERIC, family.ID)
+	if err != nil {
+		return nil, fmt.Errorf("list wireless links: %w", err)
+	}
+	out := map[int]bool{}
+	for _, m := range msgs {
+		attrs, err := nl.ParseRouteAttr(m[nl.SizeofGenlmsg:])
+		if err != nil {
+			return nil, fmt.Errorf("list wireless links: %w", err)
+		}
+		for _, a := range attrs {
+			if a.Attr.Type == nl80211Ifindex && len(a.Value) == 4 {
+				out[int(nl.NativeEndian().Uint32(a.Value))] = true
+			}
+		}
 	}
 	return out, nil
 }

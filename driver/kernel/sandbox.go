@@ -43,14 +43,38 @@ func (k *Linux) hand(h Handover) error {
 		return err
 	}
 	if err := k.h.LinkAdd(link); err != nil {
-		return err
+		return k.explain(h.Link, err)
 	}
 	if h.Link.Kind == Veth {
-		if err := k.adopt(h); err != nil {
-			return errors.Join(err, k.removeLink(h.Link.Name))
-		}
+		err = k.adopt(h)
+	} else {
+		err = k.complete(h)
+	}
+	if err != nil {
+		return errors.Join(err, k.removeLink(h.Link.Name))
 	}
 	return nil
+}
+
+// complete gives a fresh link in the host's namespace what cannot be said in the
+// act of creation.
+func (k *Linux) complete(h Handover) error {
+	l, err := k.h.LinkByName(h.Link.Name)
+	if err != nil {
+		return err
+	}
+	return furnish(k.h, l, h.Link)
+}
+
+// furnish gives a fresh link its alias, by which find knows it, and its sources.
+func furnish(in *netlink.Handle, l netlink.Link, want Link) error {
+	if want.MAC.IsZero() && l.Attrs().Alias != want.Name {
+		if err := in.LinkSetAlias(l, want.Name); err != nil {
+			return fmt.Errorf("set alias: %w", err)
+		}
+	}
+	have, _ := linkOf(l, nil)
+	return setMode(in, l, have, want)
 }
 
 // clear removes what stands in the host's namespace under h's names.
@@ -85,13 +109,13 @@ func (k *Linux) endpoint(h Handover, name string, group uint32) (netlink.Link, e
 		a.HardwareAddr = net.HardwareAddr(h.Link.MAC[:])
 	}
 	switch h.Link.Kind {
-	case Macvlan:
+	case Macvlan, IPvlan:
 		parent, err := k.h.LinkByName(h.Link.Parent)
 		if err != nil {
 			return nil, fmt.Errorf("find parent %s: %w", h.Link.Parent, err)
 		}
 		a.ParentIndex = parent.Attrs().Index
-		return &netlink.Macvlan{LinkAttrs: a, Mode: netlink.MACVLAN_MODE_BRIDGE}, nil
+		return stationOf(h.Link, a)
 	case Veth:
 		v := netlink.NewVeth(a)
 		v.PeerName = h.Host.Name
@@ -122,17 +146,17 @@ func (k *Linux) adopt(h Handover) error {
 
 // Observe implements Kernel. An interface that Docker moved but did not rename
 // yet has no name.
-func (k *Linux) Observe(ctx context.Context, sandbox string, mac cluster.MAC) (string, error) {
+func (k *Linux) Observe(ctx context.Context, h Handover) (string, error) {
 	var name string
-	err := k.visit(sandbox, func(_ *os.File, in *netlink.Handle) error {
-		l, err := findMAC(ctx, in, mac)
+	err := k.visit(h.Sandbox, func(_ *os.File, in *netlink.Handle) error {
+		l, err := find(ctx, in, h)
 		if err == nil && l != nil && !strings.HasPrefix(l.Attrs().Name, Prefix) {
 			name = l.Attrs().Name
 		}
 		return err
 	})
 	if err != nil {
-		return "", fmt.Errorf("look into sandbox %s: %w", sandbox, err)
+		return "", fmt.Errorf("look into sandbox %s: %w", h.Sandbox, err)
 	}
 	return name, nil
 }
@@ -141,24 +165,18 @@ func (k *Linux) Observe(ctx context.Context, sandbox string, mac cluster.MAC) (s
 func (k *Linux) Mend(ctx context.Context, h Handover) (bool, error) {
 	made := false
 	err := k.visit(h.Sandbox, func(ns *os.File, in *netlink.Handle) error {
-		l, err := findMAC(ctx, in, h.Link.MAC)
+		l, err := find(ctx, in, h)
 		if err != nil {
 			return err
 		}
 		if l != nil && l.Attrs().Group != unfinished {
-			// A macvlan follows its parent down, a veth nobody.
-			if mtu := h.Link.MTU; mtu != 0 && l.Attrs().MTU > mtu {
-				if err := in.LinkSetMTU(l, mtu); err != nil {
-					return fmt.Errorf("lower mtu to %d: %w", mtu, err)
-				}
-			}
-			return nil
+			return follow(in, l, h)
 		}
 		if l == nil {
 			if err := k.plant(h, ns); err != nil {
 				return err
 			}
-			if l, err = findMAC(ctx, in, h.Link.MAC); err != nil {
+			if l, err = find(ctx, in, h); err != nil {
 				return err
 			}
 			if l == nil {
@@ -182,6 +200,24 @@ func (k *Linux) Mend(ctx context.Context, h Handover) (bool, error) {
 	return made, nil
 }
 
+// follow gives an interface in a sandbox what may have changed of h since. A
+// macvlan follows its parent's MTU down, an ipvlan down and up, a veth nobody's.
+func follow(in *netlink.Handle, l netlink.Link, h Handover) error {
+	have, ok := linkOf(l, nil)
+	if !ok {
+		return nil // of another kind: the user's own affair
+	}
+	if mtu := h.Link.MTU; mtu != 0 && (have.MTU > mtu || have.MTU < mtu && h.Follow) {
+		if err := in.LinkSetMTU(l, mtu); err != nil {
+			return fmt.Errorf("set mtu to %d: %w", mtu, err)
+		}
+	}
+	if have.Kind != h.Link.Kind {
+		return nil
+	}
+	return setMode(in, l, have, h.Link)
+}
+
 // plant makes h's interface directly inside the sandbox, under the name that
 // it had when it was handed over. It never exists in the host's namespace, so
 // neither Diff nor udev there sees it.
@@ -199,12 +235,15 @@ func (k *Linux) plant(h Handover, ns *os.File) error {
 	if v, ok := l.(*netlink.Veth); ok {
 		v.PeerNamespace = netlink.NsFd(int(k.ns))
 	}
-	return k.h.LinkAdd(l)
+	return k.explain(h.Link, k.h.LinkAdd(l))
 }
 
 // finish gives the interface name, addresses and routes, and sets it up. Each
 // step may be repeated.
 func finish(in *netlink.Handle, l netlink.Link, h Handover) error {
+	if err := furnish(in, l, h.Link); err != nil {
+		return err
+	}
 	name, err := freeName(in, l.Attrs().Name, h)
 	if err != nil {
 		return err
@@ -275,21 +314,33 @@ func freeName(in *netlink.Handle, current string, h Handover) (string, error) {
 // allowIPv6 switches IPv6 on for an interface of the calling thread's network
 // namespace. The thread must be thrown away afterwards.
 func allowIPv6(name string) error {
-	file := "/proc/sys/net/ipv6/conf/" + name + "/disable_ipv6"
-	if b, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(b)) == "0" {
-		return nil
-	}
-	err := os.WriteFile(file, []byte("0"), 0)
-	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
-		// A managed plugin has /proc/sys read-only; a view of one's own is not.
-		if err = ownProc(); err == nil {
-			err = os.WriteFile(file, []byte("0"), 0)
-		}
-	}
-	if err != nil {
+	if err := writeIPv6(name, "disable_ipv6", "0"); err != nil {
 		return fmt.Errorf("enable IPv6 on %s: %w", name, err)
 	}
 	return nil
+}
+
+// setIPv6 changes a setting of IPv6 in the same way, where there is IPv6.
+func setIPv6(name, setting, value string) error {
+	if err := writeIPv6(name, setting, value); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("set %s of %s to %s: %w", setting, name, value, err)
+	}
+	return nil
+}
+
+func writeIPv6(name, setting, value string) error {
+	file := "/proc/sys/net/ipv6/conf/" + name + "/" + setting
+	if b, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(b)) == value {
+		return nil
+	}
+	err := os.WriteFile(file, []byte(value), 0)
+	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
+		// A managed plugin has /proc/sys read-only; a view of one's own is not.
+		if err = ownProc(); err == nil {
+			err = os.WriteFile(file, []byte(value), 0)
+		}
+	}
+	return err
 }
 
 // ownProc gives the calling thread a mount namespace with a fresh /proc. Such
@@ -339,14 +390,18 @@ func (k *Linux) visit(sandbox string, fn func(ns *os.File, in *netlink.Handle) e
 	})
 }
 
-// findMAC returns the interface with this MAC, or nil.
-func findMAC(ctx context.Context, in *netlink.Handle, mac cluster.MAC) (netlink.Link, error) {
+// find returns h's interface in the sandbox, or nil: by its MAC, or where it has
+// none of its own by its alias, or by the name that it has before it got that.
+func find(ctx context.Context, in *netlink.Handle, h Handover) (netlink.Link, error) {
 	links, err := retry(ctx, in.LinkList)
 	if err != nil {
 		return nil, err
 	}
+	mac := h.Link.MAC
 	for _, l := range links {
-		if a := l.Attrs(); len(a.HardwareAddr) == len(mac) && cluster.MAC(a.HardwareAddr) == mac {
+		a := l.Attrs()
+		if mac.IsZero() && (a.Alias == h.Link.Name || a.Name == h.Link.Name) ||
+			!mac.IsZero() && len(a.HardwareAddr) == len(mac) && cluster.MAC(a.HardwareAddr) == mac {
 			return l, nil
 		}
 	}

@@ -73,18 +73,18 @@ func TestLinuxHandAndMend(t *testing.T) {
 			if kind == kernel.Veth {
 				contains(t, s.sh("ip -d link show is-h1"), "master is-b2", "addrgenmode none", "mtu 1420", ",UP")
 			}
-			if name, err := k.Observe(ctx, box.path(), mac(0x31)); name != "" || err != nil {
+			if name, err := k.Observe(ctx, h); name != "" || err != nil {
 				t.Errorf("observed %q, %v", name, err)
 			}
 			s.sh("ip link set is-c1 netns %s", box.path())
-			if name, err := k.Observe(ctx, box.path(), mac(0x31)); name != "" || err != nil {
+			if name, err := k.Observe(ctx, h); name != "" || err != nil {
 				t.Errorf("observed %q before Docker renamed it, %v", name, err)
 			}
 			if made, err := k.Mend(ctx, h); made || err != nil {
 				t.Errorf("mended what Docker is configuring: %v, %v", made, err)
 			}
 			box.sh("ip link set is-c1 name eth1; ip link set eth1 up")
-			if name, err := k.Observe(ctx, box.path(), mac(0x31)); name != "eth1" || err != nil {
+			if name, err := k.Observe(ctx, h); name != "eth1" || err != nil {
 				t.Errorf("observed %q, %v", name, err)
 			}
 			apply(t, k, claimed())
@@ -212,7 +212,7 @@ func TestLinuxNoSandbox(t *testing.T) {
 		if _, err := k.Mend(context.Background(), h); !errors.Is(err, kernel.ErrNoSandbox) {
 			t.Errorf("mend in %s: %v", path, err)
 		}
-		if _, err := k.Observe(context.Background(), path, mac(1)); !errors.Is(err, kernel.ErrNoSandbox) {
+		if _, err := k.Observe(context.Background(), h); !errors.Is(err, kernel.ErrNoSandbox) {
 			t.Errorf("observe %s: %v", path, err)
 		}
 	}

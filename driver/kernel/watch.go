@@ -59,10 +59,11 @@ func (k *Linux) watch(ctx context.Context, signal func()) error {
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
-	seen := sight{own: map[int32]bool{}, mtu: map[int32]uint32{}}
-	for _, l := range links {
-		seen.own[int32(l.Attrs().Index)] = ours(l.Attrs())
-		seen.mtu[int32(l.Attrs().Index)] = uint32(l.Attrs().MTU)
+	seen := sight{links: map[int]glimpse{}, heeds: k.heeds}
+	for range 2 { // a VLAN device is told by its parent's name
+		for _, l := range links {
+			seen.links[l.Attrs().Index] = seen.glance(l)
+		}
 	}
 	signal()
 
@@ -112,14 +113,45 @@ func receive(s *nl.NetlinkSocket, concerns func(syscall.NetlinkMessage) bool, si
 	}
 }
 
-// sight is what the watcher knows of the links, to tell what concerns us.
-type sight struct {
-	own map[int32]bool   // is it ours?
-	mtu map[int32]uint32 // of all, since the underlay's is part of ours
+// Heed implements Kernel. Who looks at the links afterwards misses nothing.
+func (k *Linux) Heed(names ...string) {
+	set := map[string]bool{}
+	for _, name := range names {
+		set[name] = true
+	}
+	k.heeded.Store(&set)
 }
 
-// concerns reports whether a notification is about something of ours, or about
-// the underlay: addresses, link MTU, default route.
+func (k *Linux) heeds(name string) bool {
+	set := k.heeded.Load()
+	return set != nil && (*set)[name]
+}
+
+// sight is what the watcher knows of the links, to tell what concerns us.
+type sight struct {
+	links map[int]glimpse        // of all, since the underlay's MTU is part of ours
+	heeds func(name string) bool // is this link of somebody else to be heeded?
+}
+
+// glimpse is what is worth to be told of a link when it changes.
+type glimpse struct {
+	name, mac   string
+	own         bool
+	mtu, master int
+	flags       uint32 // up, and with carrier
+}
+
+func (s *sight) glance(l netlink.Link) glimpse {
+	a := l.Attrs()
+	names := map[int]string{a.ParentIndex: s.links[a.ParentIndex].name}
+	return glimpse{
+		name: a.Name, mac: a.HardwareAddr.String(), own: ours(l, names),
+		mtu: a.MTU, master: a.MasterIndex, flags: a.RawFlags & (unix.IFF_UP | unix.IFF_LOWER_UP),
+	}
+}
+
+// concerns reports whether a notification is about something of ours, about
+// a link that is heeded, or about the underlay: addresses, link MTU, default route.
 func (s *sight) concerns(m syscall.NetlinkMessage) bool {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
@@ -130,19 +162,19 @@ func (s *sight) concerns(m syscall.NetlinkMessage) bool {
 		}
 		n, err := netlink.NeighDeserialize(m.Data)
 		// What a bridge learns about its ports is its own affair.
-		return err == nil && s.own[int32(n.LinkIndex)] && (n.Family != unix.AF_BRIDGE || n.Flags&netlink.NTF_SELF != 0)
+		return err == nil && s.links[n.LinkIndex].own && (n.Family != unix.AF_BRIDGE || n.Flags&netlink.NTF_SELF != 0)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		if len(m.Data) < unix.SizeofIfAddrmsg {
 			return false
 		}
 		a := nl.DeserializeIfAddrmsg(m.Data)
-		return !s.own[int32(a.Index)] && a.Scope == unix.RT_SCOPE_UNIVERSE
+		return a.Scope == unix.RT_SCOPE_UNIVERSE
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		if len(m.Data) < unix.SizeofRtMsg {
 			return false
 		}
 		r := nl.DeserializeRtMsg(m.Data)
-		return r.Dst_len == 0 && r.Table == unix.RT_TABLE_MAIN
+		return (r.Dst_len == 0 || r.Protocol == Protocol) && r.Table == unix.RT_TABLE_MAIN
 	}
 	return false
 }
@@ -152,31 +184,21 @@ func (s *sight) link(m syscall.NetlinkMessage) bool {
 		return false
 	}
 	msg := nl.DeserializeIfInfomsg(m.Data)
-	was := s.own[msg.Index]
+	was, known := s.links[int(msg.Index)]
 	if m.Header.Type == unix.RTM_DELLINK && msg.Family == unix.AF_UNSPEC {
-		delete(s.own, msg.Index)
-		delete(s.mtu, msg.Index)
-		return was
+		delete(s.links, int(msg.Index))
+		return was.own || s.heeds(was.name)
 	}
-	attrs, err := nl.ParseRouteAttr(m.Data[unix.SizeofIfInfomsg:])
-	if err != nil || msg.Family != unix.AF_UNSPEC {
-		return was
+	if msg.Family != unix.AF_UNSPEC {
+		return was.own
 	}
-	var a netlink.LinkAttrs
-	var mtu uint32
-	for _, attr := range attrs {
-		switch attr.Attr.Type {
-		case unix.IFLA_IFNAME:
-			a.Name = nl.BytesToString(attr.Value)
-		case unix.IFLA_GROUP:
-			a.Group = nl.NativeEndian().Uint32(attr.Value)
-		case unix.IFLA_MTU:
-			mtu = nl.NativeEndian().Uint32(attr.Value)
-		}
+	l, err := netlink.LinkDeserialize(nil, m.Data)
+	if err != nil {
+		return was.own
 	}
-	before, known := s.mtu[msg.Index]
-	s.own[msg.Index], s.mtu[msg.Index] = ours(&a), mtu
-	return was || s.own[msg.Index] || known && before != mtu
+	is := s.glance(l)
+	s.links[int(msg.Index)] = is
+	return was.own || is.own || known && was.mtu != is.mtu || was != is && (s.heeds(was.name) || s.heeds(is.name))
 }
 
 // concernsTables reports whether an nftables notification is about our tables,

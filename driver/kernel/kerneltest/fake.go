@@ -28,7 +28,9 @@ type Fake struct {
 	announced []kernel.Announcement
 	underlay  kernel.Underlay
 	routes    []netip.Prefix
-	lacks     kernel.Kind
+	devices   map[string]kernel.Device // of others
+	heeded    []string
+	lacks     []kernel.Kind
 	watchers  map[chan<- struct{}]bool
 }
 
@@ -50,6 +52,10 @@ var _ kernel.Kernel = (*Fake)(nil)
 // New returns an empty kernel whose underlay is eth0, 192.0.2.1, MTU 1500.
 func New() *Fake {
 	return &Fake{
+		devices: map[string]kernel.Device{"eth0": {
+			Name: "eth0", Kind: "device", MTU: 1500, MAC: cluster.MAC{2, 0, 0, 0, 0, 1}, Up: true, Carrier: true,
+			Addrs: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")},
+		}},
 		state:     kernel.State{},
 		handed:    map[string]kernel.Handover{},
 		sandboxes: map[string]map[string]*Inside{},
@@ -88,7 +94,7 @@ func (f *Fake) String() string {
 
 // Fail makes the next n calls whose text contains match fail with err. The
 // text of an operation is its Op.String; the others are "dump", "hand LINK",
-// "mend LINK", "observe SANDBOX", "tenants", "announce ADDRESS", "underlay
+// "mend LINK", "observe SANDBOX", "tenants", "links", "announce ADDRESS", "underlay
 // ADDRESS" and "routes". n below zero: until Heal.
 func (f *Fake) Fail(n int, match string, err error) {
 	f.mu.Lock()
@@ -130,6 +136,9 @@ func (f *Fake) Tenants(ctx context.Context, _ ...string) ([]kernel.Tenant, error
 		for _, name := range slices.Sorted(maps.Keys(f.sandboxes[path])) {
 			in := f.sandboxes[path][name]
 			t := kernel.Tenant{Sandbox: path, Name: name, MAC: in.Link.MAC, Addrs: in.Addrs, Kind: in.Link.Kind, Below: in.Link.Parent}
+			if t.MAC.IsZero() {
+				t.Link = in.Link.Name
+			}
 			if t.Kind == kernel.Veth {
 				t.Below = in.Link.Peer
 				host, _ := f.link(t.Below)
@@ -190,6 +199,7 @@ func (f *Fake) SetDown(link string) {
 		l.Down = true
 		f.state.Put(l)
 		f.flushNeigh(link)
+		f.flushDown(link)
 		f.wake()
 	}
 }
@@ -314,16 +324,16 @@ func (f *Fake) Mend(ctx context.Context, h kernel.Handover) (bool, error) {
 	return made, err
 }
 
-func (f *Fake) Observe(ctx context.Context, sandbox string, mac cluster.MAC) (string, error) {
+func (f *Fake) Observe(ctx context.Context, h kernel.Handover) (string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.fails(ctx, "observe "+sandbox); err != nil {
+	if err := f.fails(ctx, "observe "+h.Sandbox); err != nil {
 		return "", err
 	}
-	if f.sandboxes[sandbox] == nil {
+	if f.sandboxes[h.Sandbox] == nil {
 		return "", kernel.ErrNoSandbox
 	}
-	return f.find(sandbox, mac), nil
+	return f.find(h), nil
 }
 
 func (f *Fake) Announce(ctx context.Context, list []kernel.Announcement) error {
@@ -353,18 +363,18 @@ func (f *Fake) Routes(ctx context.Context) ([]netip.Prefix, error) {
 	return slices.Clone(f.routes), f.fails(ctx, "routes")
 }
 
-// Lack makes the kernel one without a kind of link.
-func (f *Fake) Lack(kind kernel.Kind) {
+// Lack makes the kernel one without some kinds of links.
+func (f *Fake) Lack(kinds ...kernel.Kind) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.lacks = kind
+	f.lacks = kinds
 }
 
 // Makes implements kernel.Kernel.
 func (f *Fake) Makes(_ context.Context, kind kernel.Kind) (bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return kind != f.lacks, nil
+	return !slices.Contains(f.lacks, kind), nil
 }
 
 // Watch signals once at the start and after every change.

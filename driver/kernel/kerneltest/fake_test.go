@@ -67,12 +67,12 @@ link is-e type veth address 02:00:00:00:00:02 mtu 1450 down
 link is-h type veth master is-b mtu 1450
 link is-v type vxlan id 7 local 192.0.2.1 dstport 8475 mtu 1450
 `)
-	if name, err := f.Observe(ctx, "/box", macs[0]); name != "" || !errors.Is(err, kernel.ErrNoSandbox) {
+	if name, err := f.Observe(ctx, child); name != "" || !errors.Is(err, kernel.ErrNoSandbox) {
 		t.Errorf("observed %q, %v", name, err)
 	}
 	must(t, f.Take("is-c", "/box", "eth3"))
 	must(t, f.Take("is-e", "/box", "eth1"))
-	if name, err := f.Observe(ctx, "/box", macs[0]); name != "eth3" || err != nil {
+	if name, err := f.Observe(ctx, child); name != "eth3" || err != nil {
 		t.Errorf("observed %q, %v", name, err)
 	}
 

@@ -3,9 +3,9 @@ package kerneltest
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
-	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/driver/kernel"
 )
 
@@ -28,9 +28,25 @@ func (f *Fake) do(op kernel.Op) error {
 			return errors.New("no such link")
 		}
 		if !present && o.Kind == kernel.Veth {
-			return errors.New("cannot make a veth by itself")
+			if o.Peer == "" {
+				return errors.New("cannot make a veth by itself")
+			}
+			f.state.Put(kernel.Link{Name: o.Peer, Kind: kernel.Veth, MTU: o.MTU, Peer: o.Name, Down: true})
 		}
 		return f.putLink(o)
+	case kernel.Addr:
+		if l, ok := f.link(o.Dev); !ok || l.Kind != kernel.Macvlan && l.Kind != kernel.IPvlan {
+			return errors.New("no such macvlan or ipvlan link")
+		}
+	case kernel.FIB:
+		if l, ok := f.below(o.Dev); !ok {
+			return fmt.Errorf("no such link %s", o.Dev)
+		} else if l.Down {
+			return errors.New("network is down")
+		}
+		if o.Src.IsValid() && !f.local(o.Src) {
+			return fmt.Errorf("no such address %s", o.Src)
+		}
 	case kernel.FDB:
 		l, ok := f.link(o.Dev)
 		if !ok || l.Kind != kernel.VXLAN {
@@ -57,9 +73,14 @@ func (f *Fake) do(op kernel.Op) error {
 // putLink makes a link or changes it in place, up or down.
 func (f *Fake) putLink(l kernel.Link) error {
 	old, present := f.link(l.Name)
-	if present {
+	_, foreign := f.devices[l.Name]
+	switch {
+	case foreign:
+		return errors.New("a link of this name stands in the way that isthmus did not make")
+	case present:
 		if old.Kind != l.Kind || old.Parent != l.Parent || old.VNI != l.VNI || old.Port != l.Port ||
-			old.Proxy != l.Proxy || old.Local.Is4() != l.Local.Is4() {
+			old.Proxy != l.Proxy || old.Local.Is4() != l.Local.Is4() || old.VID != l.VID || old.Proto != canonical(l).Proto ||
+			(old.Mode == "passthru") != (l.Mode == "passthru") {
 			return fmt.Errorf("have %s: it cannot be changed in place", old)
 		}
 		if l.MAC.IsZero() {
@@ -69,19 +90,30 @@ func (f *Fake) putLink(l kernel.Link) error {
 			l.MTU = old.MTU
 		}
 		l.Peer = old.Peer
+	case slices.Contains(f.lacks, l.Kind):
+		return kernel.Lacks(l.Kind)
 	}
+	l = canonical(l)
 	if m, ok := f.link(l.Master); l.Master != "" && (!ok || m.Kind != kernel.Bridge) {
 		return fmt.Errorf("no such bridge %s", l.Master)
 	}
-	if l.Kind == kernel.Macvlan {
-		p, ok := f.link(l.Parent)
+	if l.Parent != "" {
+		p, ok := f.below(l.Parent)
+		if l.MTU == 0 {
+			l.MTU = p.MTU
+		}
 		switch {
 		case !ok:
 			return fmt.Errorf("no such parent %s", l.Parent)
-		case p.Master != "":
+		case l.Kind != kernel.VLAN && p.Master != "":
 			return fmt.Errorf("parent %s is busy", l.Parent)
+		case l.Kind == kernel.VLAN && p.Down && !l.Down:
+			return fmt.Errorf("parent %s is down", l.Parent)
 		case l.MTU > p.MTU && p.MTU != 0:
 			return fmt.Errorf("mtu %d is above that of %s", l.MTU, l.Parent)
+		}
+		if err := f.admits(l); err != nil {
+			return err
 		}
 	}
 	for _, o := range f.state {
@@ -94,15 +126,19 @@ func (f *Fake) putLink(l kernel.Link) error {
 			return fmt.Errorf("VNI %d exists as %s", l.VNI, other.Name)
 		case l.Kind == kernel.Macvlan && other.Kind == kernel.Macvlan && l.Parent == other.Parent && l.MAC == other.MAC && !l.MAC.IsZero():
 			return fmt.Errorf("address %s is busy", l.MAC)
-		case l.Master != "" && other.Kind == kernel.Macvlan && other.Parent == l.Name:
+		case l.Master != "" && other.Kind != kernel.VLAN && other.Parent == l.Name:
 			return fmt.Errorf("%s is busy", l.Name)
-		case other.Kind == kernel.Macvlan && other.Parent == l.Name && other.MTU > l.MTU && l.MTU != 0:
-			other.MTU = l.MTU
-			f.state.Put(other)
 		}
 	}
+	f.lower(l.Name, l.MTU)
 	if present && old.MAC != l.MAC || l.Down {
 		f.flushNeigh(l.Name)
+	}
+	if l.Down {
+		f.flushDown(l.Name)
+	}
+	if l.Kind == kernel.IPvlan {
+		f.flip(l)
 	}
 	l.Standing = kernel.Kept
 	f.state.Put(l)
@@ -118,13 +154,17 @@ func (f *Fake) remove(k kernel.Key) {
 	}
 }
 
-// died takes along what stood on a link: its entries, the macvlan links above
-// it, wherever they are, and the other end of a veth pair.
+// died takes along what stood on a link: its entries, addresses and routes, the
+// links above it, wherever they are, and the other end of a veth pair.
 func (f *Fake) died(l kernel.Link) {
 	for k, o := range f.state {
 		switch o := o.(type) {
-		case kernel.FDB, kernel.Neigh:
+		case kernel.FDB, kernel.Neigh, kernel.Addr:
 			if k.Dev == l.Name {
+				delete(f.state, k)
+			}
+		case kernel.FIB:
+			if o.Dev == l.Name {
 				delete(f.state, k)
 			}
 		case kernel.Link:
@@ -147,7 +187,7 @@ func (f *Fake) died(l kernel.Link) {
 }
 
 func stands(o, on kernel.Link) bool {
-	return o.Kind == kernel.Macvlan && o.Parent == on.Name ||
+	return o.Parent != "" && o.Parent == on.Name ||
 		o.Kind == kernel.Veth && on.Kind == kernel.Veth && o.Peer == on.Name
 }
 
@@ -191,10 +231,12 @@ func (f *Fake) mend(h kernel.Handover) (bool, error) {
 	if inside == nil {
 		return false, kernel.ErrNoSandbox
 	}
-	if name := f.find(h.Sandbox, h.Link.MAC); name != "" {
-		if in := inside[name]; h.Link.MTU != 0 && in.Link.MTU > h.Link.MTU {
-			in.Link.MTU = h.Link.MTU
+	if name := f.find(h); name != "" {
+		in, l := inside[name], canonical(h.Link)
+		if l.MTU != 0 && (in.Link.MTU > l.MTU || h.Follow) {
+			in.Link.MTU = l.MTU
 		}
+		in.Link.Mode, in.Link.Flag, in.Link.Sources = l.Mode, l.Flag, l.Sources
 		return false, nil
 	}
 	if err := f.makeEndpoint(h); err != nil {
@@ -214,10 +256,10 @@ func (f *Fake) mend(h kernel.Handover) (bool, error) {
 	return true, nil
 }
 
-// find returns the name of the interface with a MAC.
-func (f *Fake) find(sandbox string, mac cluster.MAC) string {
-	for name, in := range f.sandboxes[sandbox] {
-		if in.Link.MAC == mac {
+// find returns the name of h's interface in its sandbox.
+func (f *Fake) find(h kernel.Handover) string {
+	for name, in := range f.sandboxes[h.Sandbox] {
+		if in.Link.MAC == h.Link.MAC && (!h.Link.MAC.IsZero() || in.Link.Name == h.Link.Name) {
 			return name
 		}
 	}
