@@ -88,14 +88,6 @@ func diskDir() string {
 	return "/var/tmp/isthmus-lab"
 }
 
-// cacheDir holds what is costly to make again: trees with other engines.
-func cacheDir() string {
-	if dir := os.Getenv("ISTHMUS_LAB_CACHE"); dir != "" {
-		return dir
-	}
-	return "/var/cache/isthmus-lab"
-}
-
 func statePath(id string) string  { return filepath.Join(runDir, id, "state.json") }
 func labDir(id string) string     { return filepath.Join(diskDir(), id) }
 func cgroupPath(id string) string { return "isthmus-lab-" + id }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/isthmus-net/isthmus/e2e/lab/tree"
 )
 
 const switchName = "switch"
@@ -104,7 +106,7 @@ func (l *Lab) up(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tree, err := engineTree(ctx, l.config.Engine, l.config.Progress)
+	lower, err := tree.Engine(ctx, l.config.Engine, l.config.Progress)
 	if err != nil {
 		return err
 	}
@@ -113,10 +115,10 @@ func (l *Lab) up(ctx context.Context) error {
 		return err
 	}
 	l.config.Progress(fmt.Sprintf("starting %d hosts and their engines", len(l.hosts)))
-	l.state.Tree = tree
+	l.state.Tree = lower
 	g, gctx := errgroup.WithContext(ctx)
 	for _, h := range l.hosts {
-		h.lower = tree
+		h.lower = lower
 		g.Go(func() error {
 			if err := h.install(); err != nil {
 				return err

@@ -30,6 +30,8 @@ type commands struct {
 	Heal   healCmd   `cmd:"" help:"Undo every cut."`
 	Logs   logsCmd   `cmd:"" help:"Print what a host's engine and plugins logged."`
 	Sweep  sweepCmd  `cmd:"" help:"Remove what is left of labs whose owner is gone."`
+
+	Machine machineCmd `cmd:"" help:"Run tests or a command on another kernel, in a machine that qemu emulates."`
 }
 
 func main() {
