@@ -11,8 +11,8 @@ import (
 // Options bound what Diff may do.
 type Options struct {
 	// KeepRemote keeps FDB and neighbour entries that nobody wants, as long as
-	// their link is wanted, and the peers admitted, as long as strangers shall be
-	// dropped: what was learned from other hosts is not pruned
+	// their link is wanted, the peers admitted, as long as strangers shall be
+	// dropped, and routes through other hosts: what was learned from other hosts is not pruned
 	// before the view of the cluster has settled. A link that nobody wants goes
 	// even so, since networks are the user's word and not the cluster's.
 	KeepRemote bool
@@ -31,12 +31,15 @@ type Options struct {
 //	guards to add, before the links that they guard come up
 //	links to remove first: what cannot be changed in place (Remove, then Add),
 //	  and what nobody wants and stands in the way of something wanted
-//	links to add or set: bridges, then VXLAN devices, then macvlan and veth
-//	FDB entries, then neighbours, to add or set
-//	removals in reverse: neighbours, FDB entries, links (children first), guards
+//	links to add or set: bridges, VXLAN devices, veth and dummy, VLANs (outer
+//	  before inner), then macvlan and ipvlan
+//	addresses, FDB entries, neighbours, then routes, to add or set
+//	removals in reverse: routes, neighbours, FDB entries, addresses, links
+//	  (children first), guards
 //
-// A link's removal takes the macvlan links above it and its entries with it,
-// and a new MAC flushes its neighbours (the kernel does both), so those of them
+// A link's removal takes the links above it with it, and its entries, addresses
+// and routes; going down costs it neighbours, routes and IPv6 addresses, and a new
+// MAC its neighbours. The kernel does all that, so those of them
 // that are wanted are added again in the same list. What stands on a link that
 // is removed is not removed one by one.
 //
@@ -81,7 +84,7 @@ func Diff(have, want State, o Options) []Op {
 		if _, ok := want[k]; ok {
 			continue
 		}
-		if (k.Type == "fdb" || k.Type == "neigh") && has(base, k.Dev) && !has(want, k.Dev) {
+		if on := onLink(h); on != "" && has(base, on) && !has(want, on) {
 			continue // it goes with its link
 		}
 		remove.append(Op{Remove, h})
@@ -108,6 +111,17 @@ func has(s State, link string) bool {
 	return ok
 }
 
+// onLink names the link whose end is that of o; empty where none is.
+func onLink(o Object) string {
+	switch o := o.(type) {
+	case FDB, Neigh, Addr:
+		return o.Key().Dev
+	case FIB:
+		return o.Dev
+	}
+	return ""
+}
+
 // withLeft adds to want what is left alone of have.
 func withLeft(have, want State, leave func(Object) Object) State {
 	out := maps.Clone(want)
@@ -123,8 +137,9 @@ func withLeft(have, want State, leave func(Object) Object) State {
 }
 
 // withRemote adds to want the entries of have on wanted links, but the stale
-// ones and those whose VTEP is of another family than the link is to have; and
-// the peers admitted, but stale ones, where strangers shall be dropped.
+// ones and those whose VTEP is of another family than the link is to have;
+// the peers admitted, but stale ones, where strangers shall be dropped; and the
+// routes through other hosts, but stale ones and those on links of ours that go.
 func withRemote(have, want State, stale func(Object) bool) State {
 	out := maps.Clone(want)
 	fenced := false
@@ -137,6 +152,12 @@ func withRemote(have, want State, stale func(Object) bool) State {
 			if _, ok := out[k]; !ok && fenced && (stale == nil || !stale(g)) {
 				g.Broken = false
 				out[k] = g
+			}
+			continue
+		}
+		if f, ok := h.(FIB); ok {
+			if _, ok := out[k]; !ok && f.Via.IsValid() && (!has(have, f.Dev) || has(want, f.Dev)) && (stale == nil || !stale(f)) {
+				out[k] = f
 			}
 			continue
 		}
@@ -166,30 +187,55 @@ func displaced(have, want State) []Link {
 		parent string
 		mac    cluster.MAC
 	}
-	vnis, ports, stations := map[vni]bool{}, map[string]bool{}, map[station]bool{}
+	type tag struct {
+		parent, proto string
+		vid           uint16
+	}
+	type tenure struct { // what a parent is wanted for
+		parent string
+		kind   Kind
+		alone  bool
+	}
+	vnis, tags, ports := map[vni]bool{}, map[tag]bool{}, map[string]bool{}
+	stations, tenures := map[station]bool{}, map[tenure]bool{}
 	for _, w := range want {
 		l, ok := w.(Link)
 		if !ok || l.Standing != Kept {
 			continue
 		}
+		l = l.normal()
 		switch l.Kind {
 		case VXLAN:
 			vnis[vni{l.VNI, l.Port, l.Local.Is4()}] = true
-		case Macvlan:
+		case VLAN:
+			tags[tag{l.Parent, l.Proto, l.VID}] = true
+		case Macvlan, IPvlan:
 			stations[station{l.Parent, l.MAC}] = true
+			tenures[tenure{l.Parent, l.Kind, l.alone()}] = true
 		}
 		if l.Master != "" {
 			ports[l.Name] = true
 		}
 	}
-	// The kernel refuses a second VXLAN device of one VNI, a second macvlan of
-	// one MAC, and to make a bridge port of what has macvlan links above it.
+	// The kernel refuses a second VXLAN device of one VNI, a second VLAN device of
+	// one VLAN, a second macvlan of one MAC, macvlan and ipvlan on one parent, a
+	// neighbour of a passthru link, and to make a bridge port of what has any of
+	// them above it.
 	inTheWay := func(l Link) bool {
+		l = l.normal()
 		switch l.Kind {
 		case VXLAN:
 			return vnis[vni{l.VNI, l.Port, l.Local.Is4()}]
-		case Macvlan:
-			return ports[l.Parent] || stations[station{l.Parent, l.MAC}]
+		case VLAN:
+			return tags[tag{l.Parent, l.Proto, l.VID}]
+		case Macvlan, IPvlan:
+			other := IPvlan
+			if l.Kind == IPvlan {
+				other = Macvlan
+			}
+			return ports[l.Parent] || !l.MAC.IsZero() && stations[station{l.Parent, l.MAC}] ||
+				tenures[tenure{l.Parent, other, false}] || tenures[tenure{l.Parent, other, true}] ||
+				tenures[tenure{l.Parent, l.Kind, true}] || l.alone() && tenures[tenure{l.Parent, l.Kind, false}]
 		}
 		return false
 	}
@@ -210,23 +256,33 @@ func displaced(have, want State) []Link {
 	return out
 }
 
-// without returns what is left of have once the kernel removed links and
-// flushed the neighbours of links that will go down or change their MAC.
+// without returns what is left of have once the kernel removed links, and what
+// it takes from links that will go down or change their MAC.
 func without(have, want State, links []Link) State {
-	gone, flushed := map[string]bool{}, map[string]bool{}
+	gone, flushed, downed := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, l := range links {
 		gone[l.Name] = true
+	}
+	for found := len(gone) > 0; found; {
+		found = false
+		for _, h := range have {
+			if l, ok := h.(Link); ok && gone[l.Parent] && !gone[l.Name] {
+				gone[l.Name], found = true, true
+			}
+		}
 	}
 	for k, h := range have {
 		l, ok := h.(Link)
 		if !ok {
 			continue
 		}
-		if l.Kind == Macvlan && gone[l.Parent] {
-			gone[l.Name] = true // macvlan on macvlan stands on the same parent
-		}
-		if w, ok := want[k].(Link); ok && w.Standing != HandedOver && (w.Down && !l.Down || !w.MAC.IsZero() && w.MAC != l.MAC) {
-			flushed[l.Name] = true
+		if w, ok := want[k].(Link); ok && w.Standing != HandedOver {
+			if w.Down && !l.Down {
+				downed[l.Name], flushed[l.Name] = true, true
+			}
+			if !w.MAC.IsZero() && w.MAC != l.MAC {
+				flushed[l.Name] = true
+			}
 		}
 	}
 	if len(gone)+len(flushed) == 0 {
@@ -234,22 +290,30 @@ func without(have, want State, links []Link) State {
 	}
 	base := make(State, len(have))
 	for k, h := range have {
-		switch k.Type {
-		case "fdb":
-			if gone[k.Dev] {
+		on := onLink(h)
+		if gone[on] {
+			continue
+		}
+		switch o := h.(type) {
+		case Neigh:
+			if flushed[on] {
 				continue
 			}
-		case "neigh":
-			if gone[k.Dev] || flushed[k.Dev] {
+		case FIB:
+			if downed[on] {
 				continue
 			}
-		case "link":
-			if gone[k.Dev] {
+		case Addr:
+			if downed[on] && o.Prefix.Addr().Is6() {
 				continue
 			}
-			if l := h.(Link); gone[l.Master] {
-				l.Master = ""
-				h = l
+		case Link:
+			if gone[o.Name] {
+				continue
+			}
+			if gone[o.Master] {
+				o.Master = ""
+				h = o
 			}
 		}
 		base[k] = h
@@ -257,23 +321,30 @@ func without(have, want State, links []Link) State {
 	return base
 }
 
-// changeable reports whether Set can make w of l. MAC, MTU, master and the
-// VTEP's address (within its family) change in place; VNI, port, proxy and
-// family of a VXLAN device and the parent of a macvlan do not.
+// alone reports whether l is the only link that its parent can have.
+func (l Link) alone() bool { return l.Mode == "passthru" }
+
+// changeable reports whether Set can make w of l. MAC, MTU, master, the mode of
+// a macvlan (but passthru) or ipvlan, and the VTEP's address (within its family)
+// change in place; VNI, port, proxy and family of a VXLAN device, the tag of a
+// VLAN, and what a link stands on do not.
 func changeable(l, w Link) bool {
-	return l.Kind == w.Kind && l.Parent == w.Parent &&
+	l, w = l.normal(), w.normal()
+	return l.Kind == w.Kind && l.Parent == w.Parent && l.alone() == w.alone() && l.VID == w.VID && l.Proto == w.Proto &&
 		l.VNI == w.VNI && l.Port == w.Port && l.Proxy == w.Proxy && l.Local.Is4() == w.Local.Is4()
 }
 
 // sameLink compares a link of a dump with a wanted one that it can be changed
 // into; a zero MAC or MTU is not compared.
 func sameLink(l, w Link) bool {
+	l, w = l.normal(), w.normal()
 	return (w.MAC.IsZero() || l.MAC == w.MAC) && (w.MTU == 0 || l.MTU == w.MTU) &&
-		l.Master == w.Master && l.Local == w.Local && l.Down == w.Down
+		l.Master == w.Master && l.Local == w.Local && l.Down == w.Down &&
+		l.Mode == w.Mode && l.Flag == w.Flag && l.BCQueue == w.BCQueue && (w.Mode != "source" || l.Sources == w.Sources)
 }
 
 // ops sorts operations by the kind of their object.
-type ops struct{ guards, links, fdb, neigh []Op }
+type ops struct{ guards, links, addrs, fdb, neigh, fib []Op }
 
 func (o *ops) append(op Op) {
 	switch op.Object.(type) {
@@ -281,10 +352,14 @@ func (o *ops) append(op Op) {
 		o.guards = append(o.guards, op)
 	case Link:
 		o.links = append(o.links, op)
+	case Addr:
+		o.addrs = append(o.addrs, op)
 	case FDB:
 		o.fdb = append(o.fdb, op)
 	case Neigh:
 		o.neigh = append(o.neigh, op)
+	case FIB:
+		o.fib = append(o.fib, op)
 	}
 }
 
@@ -298,27 +373,20 @@ func (o *ops) sorted(direction int) []Op {
 	slices.SortFunc(o.links[early:], func(a, b Op) int {
 		return direction * compareLinks(a.Object.(Link), b.Object.(Link))
 	})
-	for _, list := range [][]Op{o.guards, o.fdb, o.neigh} {
+	for _, list := range [][]Op{o.guards, o.addrs, o.fdb, o.neigh, o.fib} {
 		slices.SortFunc(list, func(a, b Op) int {
 			return direction * CompareKeys(a.Object.Key(), b.Object.Key())
 		})
 	}
 	if direction < 0 {
-		return slices.Concat(o.neigh, o.fdb, o.links, o.guards)
+		return slices.Concat(o.fib, o.neigh, o.fdb, o.addrs, o.links, o.guards)
 	}
-	return slices.Concat(o.guards, o.links, o.fdb, o.neigh)
+	return slices.Concat(o.guards, o.links, o.addrs, o.fdb, o.neigh, o.fib)
 }
 
-// compareLinks puts what stands below before what stands on it.
+// compareLinks puts what stands below before what stands on it. The name of a
+// VLAN begins with that of its parent.
 func compareLinks(a, b Link) int {
-	rank := func(l Link) int {
-		switch l.Kind {
-		case Bridge:
-			return 0
-		case VXLAN:
-			return 1
-		}
-		return 2
-	}
+	rank := func(l Link) int { return slices.Index([]Kind{Bridge, VXLAN, Veth, Dummy, VLAN, Macvlan, IPvlan}, l.Kind) }
 	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Name, b.Name))
 }

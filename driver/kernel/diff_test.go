@@ -80,9 +80,9 @@ add fdb 02:00:00:00:00:09 dev is-v1 dst 192.0.2.9
 add neigh 10.0.0.9 dev is-v1 lladdr 02:00:00:00:00:09
 `},
 		{"removal: children first, entries with their link, guards last", stateOf(herald, tunnel, dropIn, remote4, remote, child, bridge, port), stateOf(), kernel.Options{}, `
-del link is-h1 type veth master is-b1 mtu 1450 (adopted)
 del link is-c1 type macvlan link is-v1 address 02:00:00:00:00:03 mtu 1450 (handed over)
 del link is-a1 type macvlan link is-v1 address 02:00:00:00:00:02 mtu 1450
+del link is-h1 type veth master is-b1 mtu 1450 (adopted)
 del link is-v1 type vxlan id 7 local 192.0.2.1 dstport 8475 proxy address 02:00:00:00:00:01 mtu 1450
 del link is-b1 type bridge address 02:00:00:00:00:04 mtu 1450
 del guard drop-input dev is-v1
@@ -209,9 +209,13 @@ func TestRecreated(t *testing.T) {
 	}
 }
 
-// plan draws a consistent wanted state: a few networks in both attach kinds.
-func plan(t *rapid.T, label string) kernel.State {
-	s := kernel.State{}
+// everything is what a kernel can make that lacks nothing.
+var everything = []kernel.Kind{kernel.Macvlan, kernel.IPvlan, kernel.VLAN, kernel.Dummy}
+
+// plan draws a consistent wanted state: a few networks in both attach kinds, and
+// networks on parents, of what the kernel can make.
+func plan(t *rapid.T, label string, able []kernel.Kind) kernel.State {
+	s := parents(t, label, able)
 	for n := range byte(4) {
 		if !rapid.Bool().Draw(t, label+" network") {
 			continue
@@ -266,7 +270,7 @@ func plan(t *rapid.T, label string) kernel.State {
 // meddled with.
 func world(t *rapid.T) *kerneltest.Fake {
 	f := kerneltest.New()
-	before := plan(t, "before")
+	before := plan(t, "before", everything)
 	if err := f.Do(context.Background(), kernel.Diff(nil, before, kernel.Options{})); err != nil {
 		t.Fatal(err)
 	}
@@ -343,7 +347,7 @@ func holds(t *rapid.T, have, want kernel.State) {
 
 func TestDiffMakesWant(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		f, want := world(t), plan(t, "want")
+		f, want := world(t), plan(t, "want", everything)
 		have := dump(t, f)
 		ops := kernel.Diff(have, want, kernel.Options{})
 		if err := f.Do(context.Background(), ops); err != nil {
@@ -364,18 +368,18 @@ func TestDiffMakesWant(t *testing.T) {
 // order checks the order that Diff promises.
 func order(t *rapid.T, ops []kernel.Op) {
 	phase := func(op kernel.Op) int {
-		n := map[string]int{"guard": 0, "link": 2, "fdb": 3, "neigh": 4}[op.Object.Key().Type]
+		n := map[string]int{"guard": 0, "link": 2, "addr": 3, "fdb": 4, "neigh": 5, "fib": 6}[op.Object.Key().Type]
 		if op.Action == kernel.Remove {
-			return 10 - n // neigh 6, fdb 7, link 8, guard 10
+			return 14 - n // fib 8, neigh 9, fdb 10, addr 11, link 12, guard 14
 		}
 		return n
 	}
 	at := 0
 	for i, op := range ops {
 		p := phase(op)
-		early := op.Action == kernel.Remove && p == 8 && at <= 1
+		early := op.Action == kernel.Remove && p == 12 && at <= 1
 		for _, later := range ops[i:] {
-			early = early && (later.Action == kernel.Remove && phase(later) == 8 || phase(later) >= 2)
+			early = early && (later.Action == kernel.Remove && phase(later) == 12 || phase(later) >= 2)
 		}
 		if early && slices.ContainsFunc(ops[i:], func(o kernel.Op) bool { return o.Action != kernel.Remove }) {
 			p = 1
@@ -389,7 +393,7 @@ func order(t *rapid.T, ops []kernel.Op) {
 
 func TestDiffConvergesAfterFaults(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		f, want := world(t), plan(t, "want")
+		f, want := world(t), plan(t, "want", everything)
 		ops := kernel.Diff(dump(t, f), want, kernel.Options{})
 		for range rapid.IntRange(1, 3).Draw(t, "faults") {
 			if len(ops) > 0 {
@@ -409,11 +413,14 @@ func TestDiffConvergesAfterFaults(t *testing.T) {
 
 func TestKeepRemoteLosesNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		f, want := world(t), plan(t, "want")
+		f, want := world(t), plan(t, "want", everything)
 		have := dump(t, f)
 		ops := kernel.Diff(have, want, kernel.Options{KeepRemote: true})
 		for _, op := range ops {
 			if typ := op.Object.Key().Type; op.Action == kernel.Remove && (typ == "fdb" || typ == "neigh") {
+				t.Fatalf("%s", op)
+			}
+			if r, ok := op.Object.(kernel.FIB); ok && op.Action == kernel.Remove && r.Via.IsValid() {
 				t.Fatalf("%s", op)
 			}
 		}

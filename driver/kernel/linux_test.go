@@ -108,6 +108,19 @@ func TestLinuxMakes(t *testing.T) {
 			t.Errorf("make %s: %t, %v", kind, able, err)
 		}
 	}
+	// Of the rest ip has the same to say.
+	s.sh("ip link add eth0 type veth peer name eth1")
+	for kind, command := range map[kernel.Kind]string{
+		kernel.IPvlan: "ip link add link eth0 name x0 type ipvlan", kernel.VLAN: "ip link add link eth0 name x1 type vlan id 5", kernel.Dummy: "ip link add x2 type dummy",
+	} {
+		_, err := s.try(command)
+		if able, asked := s.open().Makes(t.Context(), kind); asked != nil || able != (err == nil) {
+			t.Errorf("make %s: %t, %v; ip: %v", kind, able, asked, err)
+		}
+	}
+	if able, err := s.open().Makes(t.Context(), "nonsense"); err != nil || !able {
+		t.Errorf("a kind that is not asked for: %t, %v", able, err)
+	}
 	if left := s.sh("ip -br link show group 26995"); left != "" {
 		t.Errorf("asking left a link behind: %s", left)
 	}
@@ -251,7 +264,7 @@ func TestLinuxLeavesOthersAlone(t *testing.T) {
 	if err == nil {
 		t.Fatal("took a link that is not ours")
 	}
-	contains(t, err.Error(), "add link is-v1: a link of this name stands in the way that isthmus did not make: delete it (ip link delete is-v1)", "is-v1: skipped 6 operations")
+	contains(t, err.Error(), "add link is-v1: a link of this name stands in the way that isthmus did not make: delete it (ip link delete is-v1)", "is-v1: skipped 7 operations")
 	apply(t, k, stateOf())
 	if after := s.sh("ip -d link; bridge fdb; ip neigh"); after != before {
 		t.Errorf("was\n%s\nis\n%s", before, after)

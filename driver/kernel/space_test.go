@@ -101,6 +101,49 @@ func (s *space) open() *kernel.Linux {
 	return k
 }
 
+// parent makes the LAN of kerneltest.New: eth0, whose other end sw is up in the
+// same namespace.
+func (s *space) parent() {
+	s.t.Helper()
+	s.sh(`ip link add eth0 address 02:00:00:00:00:01 type veth peer name sw
+		ip addr add 192.0.2.1/24 dev eth0; ip link set sw up; ip link set eth0 up`)
+}
+
+// makes asks whether the kernel can make a kind of link. Where it cannot, the
+// error of trying it must name the module.
+func makes(t *testing.T, k *kernel.Linux, kind kernel.Kind) bool {
+	t.Helper()
+	able, err := k.Makes(context.Background(), kind)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if able {
+		return true
+	}
+	l := kernel.Link{Name: "is-x", Kind: kind, Parent: "eth0"}
+	switch kind {
+	case kernel.VLAN:
+		l.Name, l.VID = "eth0.9", 9
+	case kernel.Dummy:
+		l.Parent = ""
+	}
+	want := fmt.Sprintf("kernel lacks %s: load the module %s (modprobe ", kind, kind.Module())
+	if err := k.Do(context.Background(), []kernel.Op{{Action: kernel.Add, Object: l}}); err == nil {
+		t.Errorf("made a %s on a kernel that lacks it", kind)
+	} else {
+		contains(t, err.Error(), want)
+	}
+	if kind == kernel.IPvlan {
+		err := k.Hand(context.Background(), kernel.Handover{Link: l})
+		if err == nil {
+			t.Errorf("handed a %s over on a kernel that lacks it", kind)
+		} else {
+			contains(t, err.Error(), want)
+		}
+	}
+	return false
+}
+
 // join connects two namespaces by a veth pair called u0 on both sides.
 func join(a, b *space, addrA, addrB string) {
 	a.t.Helper()

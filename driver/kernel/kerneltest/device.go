@@ -25,16 +25,7 @@ func (f *Fake) SetDevice(d kernel.Device) {
 	if !d.Up {
 		f.flushDown(d.Name)
 	}
-	for _, o := range f.state {
-		l, ok := o.(kernel.Link)
-		if !ok || l.Kind != kernel.VLAN || l.Parent != d.Name {
-			continue
-		}
-		if l.Down = !d.Up; l.Down { // a VLAN goes down and up with its parent
-			f.flushDown(l.Name)
-		}
-		f.state.Put(l)
-	}
+	f.carry(d.Name, !d.Up)
 	f.wake()
 }
 
@@ -266,6 +257,39 @@ func (f *Fake) lower(name string, mtu int) {
 	}
 }
 
+// carry takes VLANs down and up with what they stand on.
+func (f *Fake) carry(name string, down bool) {
+	for _, o := range f.state {
+		l, ok := o.(kernel.Link)
+		if !ok || l.Kind != kernel.VLAN || l.Parent != name || l.Down == down {
+			continue
+		}
+		l.Down = down
+		f.state.Put(l)
+		if down {
+			f.flushDown(l.Name)
+		}
+		f.carry(l.Name, down)
+	}
+}
+
+// unaddress drops what a route owes to an address that is gone: an IPv4 one goes
+// altogether, an IPv6 one forgets its source.
+func (f *Fake) unaddress(a kernel.Addr) {
+	for k, o := range f.state {
+		r, ok := o.(kernel.FIB)
+		if !ok || r.Src != a.Prefix.Addr() {
+			continue
+		}
+		if r.Src.Is4() {
+			delete(f.state, k)
+			continue
+		}
+		r.Src = netip.Addr{}
+		f.state[k] = r
+	}
+}
+
 // flushDown drops what a link loses as it goes down.
 func (f *Fake) flushDown(name string) {
 	for k, o := range f.state {
@@ -277,6 +301,7 @@ func (f *Fake) flushDown(name string) {
 		case kernel.Addr:
 			if o.Dev == name && o.Prefix.Addr().Is6() {
 				delete(f.state, k)
+				f.unaddress(o)
 			}
 		}
 	}

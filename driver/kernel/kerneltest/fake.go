@@ -200,6 +200,7 @@ func (f *Fake) SetDown(link string) {
 		f.state.Put(l)
 		f.flushNeigh(link)
 		f.flushDown(link)
+		f.carry(link, true)
 		f.wake()
 	}
 }

@@ -142,15 +142,21 @@ func (f *Fake) putLink(l kernel.Link) error {
 	}
 	l.Standing = kernel.Kept
 	f.state.Put(l)
+	if present && old.Down != l.Down {
+		f.carry(l.Name, l.Down)
+	}
 	return nil
 }
 
 // remove deletes an object with all that dies with it.
 func (f *Fake) remove(k kernel.Key) {
-	l, ok := f.state[k].(kernel.Link)
+	o := f.state[k]
 	delete(f.state, k)
-	if ok {
-		f.died(l)
+	switch o := o.(type) {
+	case kernel.Link:
+		f.died(o)
+	case kernel.Addr:
+		f.unaddress(o)
 	}
 }
 
@@ -159,9 +165,13 @@ func (f *Fake) remove(k kernel.Key) {
 func (f *Fake) died(l kernel.Link) {
 	for k, o := range f.state {
 		switch o := o.(type) {
-		case kernel.FDB, kernel.Neigh, kernel.Addr:
+		case kernel.FDB, kernel.Neigh:
 			if k.Dev == l.Name {
 				delete(f.state, k)
+			}
+		case kernel.Addr:
+			if k.Dev == l.Name {
+				f.remove(k)
 			}
 		case kernel.FIB:
 			if o.Dev == l.Name {
