@@ -279,7 +279,7 @@ func (k *Linux) setLink(l Link) error {
 			return fmt.Errorf("set alias: %w", err)
 		}
 	}
-	if err := setMode(k.h, cur, have, l); err != nil {
+	if err := setMode(k.request, k.h, cur, have, l); err != nil {
 		return err
 	}
 	if have.Local != l.Local {

@@ -83,24 +83,16 @@ func readStation(l netlink.Link, o *Link) {
 }
 
 // setMode makes the mode, flag, queue and sources of an existing macvlan or
-// ipvlan link those of want, where they differ.
-func setMode(in *netlink.Handle, l netlink.Link, have, want Link) error {
+// ipvlan link those of want, where they differ. ask makes requests to the
+// namespace of in.
+func setMode(ask asker, in *netlink.Handle, l netlink.Link, have, want Link) error {
 	if want.Kind != Macvlan && want.Kind != IPvlan {
 		return nil
 	}
-	want = want.normal()
+	have, want = have.normal(), want.normal()
 	if have.Mode != want.Mode || have.Flag != want.Flag || have.BCQueue != want.BCQueue {
-		if want.Kind == Macvlan {
-			want.BCQueue = cmp.Or(want.BCQueue, defaultBCQueue)
-		}
-		asked := want
-		asked.MAC = cluster.MAC{}
-		set, err := stationOf(asked, netlink.LinkAttrs{Index: l.Attrs().Index, ParentIndex: l.Attrs().ParentIndex, Name: l.Attrs().Name, TxQLen: -1, NetNsID: -1})
-		if err != nil {
-			return err
-		}
-		if err := in.LinkModify(set); err != nil {
-			return fmt.Errorf("set mode %s: %w", strings.TrimSpace(want.Mode+" "+want.Flag), err)
+		if err := changeStation(ask, l.Attrs().Index, want); err != nil {
+			return fmt.Errorf("set mode %s: %w", strings.TrimSpace(cmp.Or(want.Mode, "to its default")+" "+want.Flag), err)
 		}
 	}
 	if want.Mode == "source" && have.Sources != want.Sources {

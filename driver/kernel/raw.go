@@ -2,11 +2,13 @@ package kernel
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -17,6 +19,38 @@ func (k *Linux) request(typ, flags int) *nl.NetlinkRequest {
 	r := nl.NewNetlinkRequest(typ, flags)
 	r.Sockets = k.raw
 	return r
+}
+
+// asker makes requests to one network namespace: Linux.request to the host's, and
+// nl.NewNetlinkRequest to that of the calling thread.
+type asker func(typ, flags int) *nl.NetlinkRequest
+
+// changeStation changes mode, flag and queue of an existing macvlan or ipvlan
+// link. The library's LinkModify repeats the link's name, which kernels before
+// 6.2 take for renaming it, and refuse while it is up.
+func changeStation(ask asker, index int, l Link) error {
+	req := ask(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	req.AddData(msg)
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(string(l.Kind)))
+	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
+	described, err := stationOf(Link{Kind: l.Kind, Mode: l.Mode, Flag: l.Flag}, netlink.LinkAttrs{})
+	if err != nil {
+		return err
+	}
+	switch d := described.(type) {
+	case *netlink.IPVlan:
+		data.AddRtAttr(nl.IFLA_IPVLAN_MODE, nl.Uint16Attr(uint16(d.Mode)))
+		data.AddRtAttr(nl.IFLA_IPVLAN_FLAG, nl.Uint16Attr(uint16(d.Flag)))
+	case *netlink.Macvlan:
+		data.AddRtAttr(nl.IFLA_MACVLAN_MODE, nl.Uint32Attr(1<<(d.Mode-netlink.MACVLAN_MODE_PRIVATE)))
+		data.AddRtAttr(nl.IFLA_MACVLAN_BC_QUEUE_LEN, nl.Uint32Attr(uint32(cmp.Or(l.BCQueue, defaultBCQueue))))
+	}
+	req.AddData(info)
+	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
 }
 
 // setLocal changes a VXLAN device's own VTEP in place. The library's changelink

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/cluster"
@@ -63,18 +64,18 @@ func (k *Linux) complete(h Handover) error {
 	if err != nil {
 		return err
 	}
-	return furnish(k.h, l, h.Link)
+	return furnish(k.request, k.h, l, h.Link)
 }
 
 // furnish gives a fresh link its alias, by which find knows it, and its sources.
-func furnish(in *netlink.Handle, l netlink.Link, want Link) error {
+func furnish(ask asker, in *netlink.Handle, l netlink.Link, want Link) error {
 	if want.MAC.IsZero() && l.Attrs().Alias != want.Name {
 		if err := in.LinkSetAlias(l, want.Name); err != nil {
 			return fmt.Errorf("set alias: %w", err)
 		}
 	}
 	have, _ := linkOf(l, nil)
-	return setMode(in, l, have, want)
+	return setMode(ask, in, l, have, want)
 }
 
 // clear removes what stands in the host's namespace under h's names.
@@ -215,7 +216,7 @@ func follow(in *netlink.Handle, l netlink.Link, h Handover) error {
 	if have.Kind != h.Link.Kind {
 		return nil
 	}
-	return setMode(in, l, have, h.Link)
+	return setMode(nl.NewNetlinkRequest, in, l, have, h.Link)
 }
 
 // plant makes h's interface directly inside the sandbox, under the name that
@@ -241,7 +242,7 @@ func (k *Linux) plant(h Handover, ns *os.File) error {
 // finish gives the interface name, addresses and routes, and sets it up. Each
 // step may be repeated.
 func finish(in *netlink.Handle, l netlink.Link, h Handover) error {
-	if err := furnish(in, l, h.Link); err != nil {
+	if err := furnish(nl.NewNetlinkRequest, in, l, h.Link); err != nil {
 		return err
 	}
 	name, err := freeName(in, l.Attrs().Name, h)
