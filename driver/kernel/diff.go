@@ -387,6 +387,8 @@ func (o *ops) sorted(direction int) []Op {
 // compareLinks puts what stands below before what stands on it. The name of a
 // VLAN begins with that of its parent.
 func compareLinks(a, b Link) int {
-	rank := func(l Link) int { return slices.Index([]Kind{Bridge, VXLAN, Veth, Dummy, VLAN, Macvlan, IPvlan}, l.Kind) }
+	rank := func(l Link) int {
+		return slices.Index([]Kind{Bridge, VXLAN, Veth, Dummy, VLAN, Macvlan, IPvlan}, l.Kind)
+	}
 	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Name, b.Name))
 }

@@ -18,23 +18,43 @@
 //
 // What belongs to Docker is outside that model, and has calls of its own: Hand
 // makes the interface that Docker will move into a sandbox, Observe finds out
-// what Docker called it there, Mend makes it again in the sandbox after the link
+// what Docker called it there (by its MAC, or where that is the parent's by its alias), Mend makes it again in the sandbox after the link
 // below it died and took it along, and Tenants lists what of ours is in any
 // sandbox, so that local truth outlives the caller's memory.
 //
 // # Marks
 //
-// Links: name prefix and link group, both. FDB and neighbour entries: permanent
-// ones on our VXLAN devices. Guards: our own tables "isthmus" in nftables, and
+// Links: name prefix and link group, both; of a VLAN device, whose name is the
+// user's word, the group, with the alias "isthmus" or a name that is PARENT.VID.
+// Addresses: those on our macvlan and ipvlan links. FDB and neighbour entries:
+// permanent ones on our VXLAN devices. Routes: protocol 105 and metric 26995 in the
+// main table. Guards: our own tables "isthmus" in nftables, and
 // the comment "isthmus LINK" in Docker's chains. Whatever lacks them is not
 // ours, does not appear in a Dump and is not changed; a link of theirs under a
 // name that we need is an error that says so.
 //
+// Of what belongs to others, Links says all that somebody must know who wants
+// to stand on it, and Watch signals what happens to the links named to Heed. A
+// parent of somebody else is never changed; not even set up.
+//
 // # Traps
 //
-//   - Removing a link removes the macvlan links above it, inside containers
-//     too. So everything that can change in place does, and Recreated names
-//     what could not.
+//   - Removing a link removes all that stands on it: macvlan, ipvlan and VLAN links,
+//     inside containers too. So everything that can change in place does, and
+//     Recreated names what could not. Renaming a link harms nothing.
+//   - A VLAN goes down with its parent, and up with it; it cannot go up alone.
+//   - The mode and flag of ipvlan are the parent's: creating a link of another
+//     mode changes all that are there, whoever made them. Hand does not ask; look
+//     at Links first.
+//   - An ipvlan link's MTU follows its parent's up and down, whatever it was set to.
+//   - A macvlan link in mode passthru has its parent's MAC, and giving it another
+//     one gives that to the parent.
+//   - An alias and a link group survive the move into a sandbox and back. Addresses
+//     and routes do not.
+//   - The kernel deletes IPv4 routes whose source address goes, and takes the
+//     source from IPv6 ones.
+//   - Kernels before 6.2 refuse to be told the name of a link that is up, even if
+//     it is the same; the library repeats it wherever it changes a link.
 //   - macvlan links above one that goes down lose their carrier, not their
 //     addresses and routes.
 //   - A link that goes down, or gets another MAC, loses its neighbours,

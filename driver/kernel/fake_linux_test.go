@@ -46,6 +46,16 @@ func fewer(t *testing.T, checks string) {
 // same state in both.
 func TestLinuxAgreesWithFake(t *testing.T) {
 	t.Parallel()
+	agree(t, plan)
+}
+
+// The same without tunnels and guards, which not every kernel can that can the rest.
+func TestLinuxAgreesWithFakeOnParents(t *testing.T) {
+	t.Parallel()
+	agree(t, parents)
+}
+
+func agree(t *testing.T, plan func(*rapid.T, string, []kernel.Kind) kernel.State) {
 	s := newSpace(t)
 	s.parent()
 	k := s.open()

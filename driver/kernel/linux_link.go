@@ -380,30 +380,3 @@ func addrOf(ip net.IP) netip.Addr {
 func sortedKeys[V any](m map[string]V) []string {
 	return slices.Sorted(maps.Keys(m))
 }
-
-// Makes implements Kernel. What probe asks for is refused as invalid (EINVAL) by a
-// kernel that knows the kind, and as not supported by one that does not, after
-// it tried to load the module (rtnl_newlink in net/core/rtnetlink.c).
-func (k *Linux) Makes(_ context.Context, kind Kind) (bool, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.makes(kind)
-}
-
-func (k *Linux) makes(kind Kind) (bool, error) {
-	switch kind {
-	case Macvlan, IPvlan, VLAN, Dummy:
-	default:
-		return true, nil // without the others nothing works at all
-	}
-	err := k.probe(kind)
-	switch {
-	case errors.Is(err, unix.EINVAL):
-		return true, nil
-	case errors.Is(err, unix.EOPNOTSUPP):
-		return false, nil
-	case err == nil:
-		err = errors.Join(errors.New("it made one without an address"), k.h.LinkDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: Prefix + "probe"}}))
-	}
-	return false, fmt.Errorf("ask the kernel for %s: %w", kind, err)
-}

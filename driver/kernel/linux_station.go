@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-net/isthmus/cluster"
 )
@@ -117,22 +116,4 @@ func splitMACs(sources string) (macs []net.HardwareAddr, err error) {
 	}
 	slices.SortFunc(macs, func(a, b net.HardwareAddr) int { return bytes.Compare(a, b) })
 	return macs, nil
-}
-
-// explain says what the kernel's refusal to create a link means.
-func (k *Linux) explain(l Link, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, unix.EOPNOTSUPP):
-		if able, failed := k.makes(l.Kind); failed == nil && !able {
-			return fmt.Errorf("%w (%w)", Lacks(l.Kind), err)
-		}
-	case l.Parent == "":
-	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%s is busy: it is a port of a bridge or bond, or macvlan and ipvlan links would meet on it; name the bridge or bond as the parent, or another one: %w", l.Parent, err)
-	case errors.Is(err, unix.EINVAL) && l.Kind == Macvlan:
-		return fmt.Errorf("%s takes no such link: it is no Ethernet, has a lower MTU, or one of it and its macvlan links is in mode passthru, which is alone on its parent: %w", l.Parent, err)
-	}
-	return err
 }
