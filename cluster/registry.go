@@ -162,6 +162,12 @@ type Definition struct {
 	BUM      string `json:"bum,omitempty"`
 	Encrypt  string `json:"encrypt,omitempty"`
 	Underlay string `json:"underlay,omitempty"` // "ipv4" or "ipv6"
+	// Of networks in a LAN: what kind of macvlan or ipvlan, and the VLAN that they
+	// are ("50", or "50.7", outer before inner). Without a VLAN tag of the host, a
+	// switch may still say which VLAN that is, so an empty one contradicts none.
+	Submode string `json:"submode,omitempty"`
+	Flag    string `json:"flag,omitempty"` // of ipvlan
+	VLAN    string `json:"vlan,omitempty"`
 }
 
 // Network is a network as the cluster agreed on it. Its identity is its set of

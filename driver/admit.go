@@ -3,6 +3,7 @@ package driver
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/isthmus-net/isthmus/cluster"
 )
@@ -58,10 +59,15 @@ func (v View) vteps() (admitted, refused map[netip.Addr]bool) {
 	return admitted, refused
 }
 
-// fenced explains why a host that still speaks is not listened to.
-func (v View) fenced(host cluster.HostID) Problem {
-	if h, _ := v.registered(host); h.Tombstone {
-		return Problem{Cause: fmt.Sprintf("host %s was removed from the cluster and still runs containers: they are cut off", v.name(host)), Remedy: "run isthmus reset on it"}
+// fenced explains why a host that still speaks is not listened to. Only
+// tunnels can keep its containers out.
+func (v View) fenced(host cluster.HostID, tunnel bool) Problem {
+	become := "they are cut off"
+	if !tunnel {
+		become = "they stay in the LAN"
 	}
-	return Problem{Cause: fmt.Sprintf("host %s has not confirmed its addresses since the cluster's registry was rebuilt: its containers are cut off", v.name(host)), Remedy: "look at its status"}
+	if h, _ := v.registered(host); h.Tombstone {
+		return Problem{Cause: fmt.Sprintf("host %s was removed from the cluster and still runs containers: %s", v.name(host), become), Remedy: "run isthmus reset on it"}
+	}
+	return Problem{Cause: fmt.Sprintf("host %s has not confirmed its addresses since the cluster's registry was rebuilt: its containers%s", v.name(host), strings.TrimPrefix(become, "they")), Remedy: "look at its status"}
 }

@@ -108,7 +108,7 @@ func (a *agreement) step(ctx context.Context) error {
 	a.leases(in)
 	for _, id := range slices.Sorted(maps.Keys(reg.Networks)) {
 		n := reg.Networks[id]
-		if slices.Contains(n.Holders, d.cfg.Host) && !in.uses(n.Pools) && coming[poolNames(n.Pools)] == 0 && !d.housed(n.Def.VNI) {
+		if slices.Contains(n.Holders, d.cfg.Host) && !in.uses(n.Pools) && coming[poolNames(n.Pools)] == 0 && !d.housed(id) {
 			errs = append(errs, a.detach(ctx, cluster.Command{DetachNetwork: &cluster.DetachNetwork{Network: id}}))
 		}
 	}

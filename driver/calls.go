@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/docker/go-plugins-helpers/network"
@@ -36,7 +37,7 @@ func (d *Driver) CreateNetwork(ctx context.Context, r *network.CreateNetworkRequ
 	defer cancel()
 	n, err := d.parseNetwork(r)
 	if err == nil {
-		n.Options.Attach, err = d.attach(ctx, n.Options.Attach)
+		n.Options.Attach, err = d.attach(ctx, n.Options)
 	}
 	if err != nil {
 		return fmt.Errorf("create network: %w", err)
@@ -65,12 +66,21 @@ func (d *Driver) createNetwork(ctx context.Context, n Network) error {
 		}
 	}
 	asked := d.definition(n.Options)
-	if err := d.checkMTU(n, asked, ""); err != nil {
+	check := d.checkMTU
+	if !fenced(n.Options.Mode) {
+		site, err := d.survey(ctx, n)
+		if err != nil {
+			return err
+		}
+		asked.VLAN = site.vlan(site.ground(n))
+		check = site.check
+	}
+	if err := check(n, d.expected(n, asked), ""); err != nil {
 		return err
 	}
 	done := d.agree.create(n.Pools)
 	defer done()
-	n, err := d.storeNetwork(ctx, n, asked)
+	n, err := d.storeNetwork(ctx, n, asked, check)
 	if err == nil {
 		err = d.Sync(ctx, n.Cluster)
 	}
@@ -86,21 +96,30 @@ func (d *Driver) createNetwork(ctx context.Context, n Network) error {
 	if undo := d.Sync(ctx, n.Cluster); undo != nil {
 		d.log.WithError(undo).Warn("undo the creation of a network; trying again in the background")
 	}
+	d.releaseHost(ctx, n.Pools, n.HostAddrs)
 	return err
 }
 
 // storeNetwork has the network agreed and its addresses prepared, and stores it.
-func (d *Driver) storeNetwork(ctx context.Context, n Network, asked cluster.Definition) (Network, error) {
+// check says whether this host can have it as it was agreed.
+func (d *Driver) storeNetwork(ctx context.Context, n Network, asked cluster.Definition, check func(n Network, def cluster.Definition, by string) error) (Network, error) {
 	agreed, err := d.agreeOn(ctx, n, asked)
 	if err != nil {
 		return n, err
 	}
 	n.Cluster, n.Def = agreed.ID, agreed.Def
-	if err := d.checkMTU(n, n.Def, d.cfg.Ledger.Registry().HostName(agreed.Creator)); err != nil {
+	creator := d.cfg.Ledger.Registry().HostName(agreed.Creator)
+	if err := mismatch(n, asked, creator); err != nil {
+		return n, err
+	}
+	if err := check(n, n.Def, creator); err != nil {
 		return n, err
 	}
 	if !n.Options.Foreign {
 		if err := d.cfg.Addresses.Prepare(ctx, n.Pools); err != nil {
+			return n, err
+		}
+		if n.HostAddrs, err = d.hostAddrs(ctx, n); err != nil {
 			return n, err
 		}
 	}
@@ -125,13 +144,16 @@ func (d *Driver) agreeOn(ctx context.Context, n Network, asked cluster.Definitio
 		if !contradicts(asked, agreed.Def) {
 			return agreed, nil
 		}
-	case filled(asked, agreed.Def.VNI) == agreed.Def:
+	case filled(asked, agreed.Def) == agreed.Def:
 		return agreed, nil
 	case len(agreed.Holders) > 0:
 		// The cluster was not told yet that this host removed it.
 		if err := d.agree.detach(ctx, cluster.Command{DetachNetwork: &cluster.DetachNetwork{Network: agreed.ID}}); err != nil {
 			return agreed, fmt.Errorf("redefine network %s: %w", poolNames(n.Pools), err)
 		}
+	}
+	if !others && !fenced(asked.Mode) {
+		asked = filled(asked, cluster.Definition{Encrypt: asked.Encrypt})
 	}
 	return d.agree.attach(ctx, n, asked)
 }
@@ -152,7 +174,7 @@ func (d *Driver) parseNetwork(r *network.CreateNetworkRequest) (Network, error) 
 		texts = generic
 	}
 	var err error
-	if n.Options, err = ParseOptions(texts); err != nil {
+	if n.Options, err = ParseOptions(texts, d.view().name(d.cfg.Host)); err != nil {
 		return n, err
 	}
 	n.Options.Internal, _ = r.Options[internalKey].(bool)
@@ -169,19 +191,33 @@ func (d *Driver) parseNetwork(r *network.CreateNetworkRequest) (Network, error) 
 			return n, fmt.Errorf("addresses of %s come from another IPAM driver, which does not know what other hosts use: add --ipam-driver %s (or -o ipam=foreign, and see to it that no two hosts use one address)", prefix, d.cfg.Name)
 		}
 		n.Pools = append(n.Pools, cluster.PoolKey{Space: n.Options.Space, Prefix: prefix.Masked()})
+		if text, _, _ := strings.Cut(data.Gateway, "/"); text != "" && !fenced(n.Options.Mode) {
+			gateway, err := netip.ParseAddr(text)
+			if err != nil {
+				return n, fmt.Errorf("parse gateway: %w", err)
+			}
+			n.Gateways = append(n.Gateways, gateway)
+		}
 	}
 	if len(n.Pools) == 0 {
 		return n, fmt.Errorf("the network has no subnet: add --ipam-driver %s", d.cfg.Name)
 	}
 	n.Pools = cluster.PoolSet(n.Pools)
+	slices.SortFunc(n.Gateways, netip.Addr.Compare)
 	return n, nil
 }
 
 // attach resolves how containers meet the VXLAN device: as macvlan, the faster
-// way, unless the user or the kernel says otherwise.
-func (d *Driver) attach(ctx context.Context, asked string) (string, error) {
-	if asked == "bridge" {
+// way, unless the user or the kernel says otherwise. Without a parent in a LAN it
+// says what takes its place.
+func (d *Driver) attach(ctx context.Context, o Options) (string, error) {
+	asked := o.Attach
+	switch {
+	case asked == "bridge", !fenced(o.Mode) && o.Parent != "":
 		return asked, nil
+	case !fenced(o.Mode):
+		able, err := d.cfg.Kernel.Makes(ctx, kernel.Dummy)
+		return string(map[bool]kernel.Kind{true: kernel.Dummy, false: kernel.Veth}[able]), err
 	}
 	able, err := d.cfg.Kernel.Makes(ctx, kernel.Macvlan)
 	switch {
@@ -198,6 +234,12 @@ func (d *Driver) attach(ctx context.Context, asked string) (string, error) {
 // definition is what the options ask the whole cluster to agree on.
 func (d *Driver) definition(o Options) cluster.Definition {
 	v := d.view()
+	if !fenced(o.Mode) {
+		return cluster.Definition{
+			Mode: o.Mode, MTU: cmp.Or(o.MTU, o.Underlay), Encrypt: "off",
+			Submode: cmp.Or(o.MacvlanMode, o.IPvlanMode), Flag: o.IPvlanFlag,
+		}
+	}
 	def := cluster.Definition{
 		Mode: o.Mode, VNI: o.VNI, MTU: o.MTU, ARP: o.ARP, BUM: o.BUM, Encrypt: "off", Underlay: family(v.VTEP),
 	}
@@ -263,12 +305,13 @@ func (d *Driver) DeleteNetwork(ctx context.Context, r *network.DeleteNetworkRequ
 	if err := d.Sync(ctx, n.Cluster); err != nil {
 		return fmt.Errorf("delete network: %w", err)
 	}
+	d.releaseHost(ctx, n.Pools, n.HostAddrs)
 	return nil
 }
 
 // AllocateNetwork is asked on a Swarm manager; the options go on to the hosts.
 func (d *Driver) AllocateNetwork(_ context.Context, r *network.AllocateNetworkRequest) (*network.AllocateNetworkResponse, error) {
-	if _, err := ParseOptions(r.Options); err != nil {
+	if _, err := ParseOptions(r.Options, ""); err != nil {
 		return nil, fmt.Errorf("allocate network: %w", err)
 	}
 	return &network.AllocateNetworkResponse{Options: r.Options}, nil

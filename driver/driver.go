@@ -60,7 +60,16 @@ type Addresses interface {
 	Subscribe() <-chan struct{}
 }
 
-// Config is what a Driver needs. All fields but Name and MTU are
+// HostAddresses hands out addresses of the cluster for the host itself, as for a
+// container. They stay the host's until they are given back, or until Live says
+// that nobody has them.
+type HostAddresses interface {
+	HostAddress(ctx context.Context, pool cluster.PoolKey) (netip.Addr, error)
+	// ReleaseHostAddress gives one back; what is not the host's is gone already.
+	ReleaseHostAddress(ctx context.Context, pool cluster.PoolKey, addr netip.Addr) error
+}
+
+// Config is what a Driver needs. All fields but Hosts, Name and MTU are
 // required.
 type Config struct {
 	DB        *bbolt.DB
@@ -69,10 +78,11 @@ type Config struct {
 	Ledger    Ledger
 	Heard     Heard
 	Addresses Addresses
-	VTEP      netip.Addr // this host's address on the underlay
-	MTU       int        // of the underlay link, in bytes; 0: as Heard says of this host
-	Port      uint16     // UDP port of VXLAN
-	Name      string     // by which users call the plugin, "isthmus:latest" if empty
+	Hosts     HostAddresses // nil: host_access=on is refused
+	VTEP      netip.Addr    // this host's address on the underlay
+	MTU       int           // of the underlay link, in bytes; 0: as Heard says of this host
+	Port      uint16        // UDP port of VXLAN
+	Name      string        // by which users call the plugin, "isthmus:latest" if empty
 	Log       logrus.FieldLogger
 }
 
@@ -103,11 +113,12 @@ type Driver struct {
 	vtep      netip.Addr
 	mtu       int
 	paths     map[cluster.HostID]int
-	detached  string        // why this host's endpoints are cut off
-	attached  chan struct{} // closed when that changes
-	strangers []Tenant      // of the newest look into the sandboxes
-	looked    bool          // there was a whole one
-	leaving   bool          // Reset: nothing is left alone
+	detached  string          // why this host's endpoints are cut off
+	attached  chan struct{}   // closed when that changes
+	strangers []Tenant        // of the newest look into the sandboxes
+	looked    bool            // there was a whole one
+	leaving   bool            // Reset: nothing is left alone
+	links     []kernel.Device // of this host, of the newest look at them
 }
 
 // Open reads the stored intent. Nothing is done before Run.
@@ -176,8 +187,24 @@ func (d *Driver) view() View {
 	return View{
 		Host: d.cfg.Host, VTEP: d.vtep, Port: d.cfg.Port, MTU: d.mtu,
 		Members: d.cfg.Heard.Members(), Streams: d.cfg.Heard.Streams(), Registry: d.cfg.Ledger.Registry(), Paths: maps.Clone(d.paths),
-		Detached: d.detached, Strangers: strangers,
+		Detached: d.detached, Strangers: strangers, Links: d.links,
 	}
+}
+
+// lookAtLinks refreshes what is known of this host's links, where a network in a
+// LAN needs it.
+func (d *Driver) lookAtLinks(ctx context.Context, needed bool) error {
+	var links []kernel.Device
+	if needed {
+		var err error
+		if links, err = d.cfg.Kernel.Links(ctx); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.links = links
+	return nil
 }
 
 // SetUnderlay tells of a new own address or MTU of the underlay. An address of

@@ -32,6 +32,14 @@ func (d *Driver) CreateEndpoint(ctx context.Context, r *network.CreateEndpointRe
 		if !ok {
 			return fmt.Errorf("network %s is not known to this plugin, whose state was lost: remove the network and create it again", short(e.Network))
 		}
+		if n.anonymous() {
+			if given {
+				if err := d.view().checkMAC(n, e.MAC); err != nil {
+					return err
+				}
+			}
+			e.MAC = cluster.MAC{}
+		}
 		if old, ok := in.Endpoints[e.ID]; ok {
 			if old.IPv4 != e.IPv4 || old.IPv6 != e.IPv6 || given && old.MAC != e.MAC {
 				return fmt.Errorf("endpoint %s exists already with other addresses", short(e.ID))
@@ -52,7 +60,7 @@ func (d *Driver) CreateEndpoint(ctx context.Context, r *network.CreateEndpointRe
 	// The loop drops what other hosts once said about the address; Join waits.
 	d.loop.wake()
 	response := &network.CreateEndpointResponse{Interface: &network.EndpointInterface{}}
-	if !given {
+	if !given && !e.MAC.IsZero() {
 		response.Interface.MacAddress = e.MAC.String()
 	}
 	return response, nil
@@ -123,16 +131,17 @@ func (d *Driver) admit(in *Intent, n Network, e Endpoint) error {
 			return fmt.Errorf("address %s is outside of the network's subnets (%s)", a.Addr(), poolNames(n.Pools))
 		}
 	}
+	same := func(a, b cluster.MAC) bool { return a == b && !a.IsZero() }
 	for id, other := range in.Endpoints {
 		if in.Networks[other.Network].Cluster != n.Cluster {
 			continue
 		}
-		same := func(a netip.Prefix) bool {
+		hers := func(a netip.Prefix) bool {
 			return slices.ContainsFunc(other.Addrs(), func(b netip.Prefix) bool { return a.Addr() == b.Addr() })
 		}
-		i := slices.IndexFunc(e.Addrs(), same)
+		i := slices.IndexFunc(e.Addrs(), hers)
 		switch {
-		case i < 0 && other.MAC != e.MAC:
+		case i < 0 && !same(other.MAC, e.MAC):
 		case other.Gone, i >= 0 && !other.Joined():
 			delete(in.Endpoints, id) // Docker forgot it: the address was given out anew
 		case i >= 0:
@@ -140,6 +149,9 @@ func (d *Driver) admit(in *Intent, n Network, e Endpoint) error {
 		default:
 			return fmt.Errorf("MAC address %s is in use by another container of this host (endpoint %s): choose another --mac-address", e.MAC, short(id))
 		}
+	}
+	if err := solitary(in, n, e); err != nil {
+		return err
 	}
 	if n.Options.Foreign {
 		for _, a := range e.Addrs() {
@@ -188,11 +200,28 @@ func (d *Driver) Join(ctx context.Context, r *network.JoinRequest) (*network.Joi
 	if err != nil {
 		return nil, fmt.Errorf("join: %w", err)
 	}
-	return &network.JoinResponse{
+	answer := &network.JoinResponse{
 		InterfaceName:         network.InterfaceName{SrcName: e.link(), DstPrefix: cmp.Or(e.Ifname, "eth")},
 		DisableGatewayService: n.Options.Internal || n.Options.Gateway == "none",
-	}, nil
+	}
+	if !fenced(n.Def.Mode) {
+		answer.DisableGatewayService = n.Options.Internal || n.routed()
+		for _, r := range n.routes(e) {
+			switch {
+			case !r.Via.IsValid():
+				answer.StaticRoutes = append(answer.StaticRoutes, &network.StaticRoute{Destination: r.Dst.String(), RouteType: connected})
+			case r.Via.Is4():
+				answer.Gateway = r.Via.String()
+			default:
+				answer.GatewayIPv6 = r.Via.String()
+			}
+		}
+	}
+	return answer, nil
 }
+
+// connected is the type of a route that leads to the interface itself.
+const connected = 1
 
 func (d *Driver) join(ctx context.Context, e Endpoint, n Network, sandbox string) error {
 	if e.Sandbox != sandbox || !d.taken(ctx, e) {
@@ -256,15 +285,14 @@ func (d *Driver) hand(ctx context.Context, id string) error {
 		return err
 	}
 	defer d.loop.unlock()
-	in, v := d.store.intent(), d.view()
-	for _, n := range in.held() {
-		for _, e := range n.endpoints {
-			if e.ID == id {
-				return d.cfg.Kernel.Hand(ctx, modeOf(n.Def.Mode).Attach(n, e, v.mtu(n)))
-			}
-		}
+	h, ok := Plan(d.store.intent().around(id), d.view()).ends[id]
+	switch {
+	case !ok:
+		return fmt.Errorf("endpoint %s was deleted meanwhile", short(id))
+	case h.blocked != nil:
+		return h.blocked
 	}
-	return fmt.Errorf("endpoint %s was deleted meanwhile", short(id))
+	return d.cfg.Kernel.Hand(ctx, h.Handover)
 }
 
 // Leave takes the endpoint out of its container. Docker moves the interface
@@ -317,7 +345,11 @@ func (d *Driver) EndpointOperInfo(_ context.Context, r *network.InfoRequest) (*n
 	info := &network.InfoResponse{Value: map[string]string{}}
 	if e, n, err := d.endpoint(r.EndpointID); err == nil {
 		info.Value["mac"] = e.MAC.String()
-		info.Value["vni"] = fmt.Sprint(n.Def.VNI)
+		if fenced(n.Def.Mode) {
+			info.Value["vni"] = fmt.Sprint(n.Def.VNI)
+		} else {
+			info.Value["parent"] = n.Options.Parent
+		}
 	}
 	return info, nil
 }

@@ -208,15 +208,13 @@ func (f *fakeLedger) propose(ctx context.Context, cmd cluster.Command) (cluster.
 			return res, cluster.Refuse(cluster.Contradiction, "network %s is %+v", poolNames(n.Pools), n.Def)
 		}
 		if !ok {
-			if want.VNI == 0 {
+			want = filled(want, cluster.Definition{})
+			if want.VNI == 0 && fenced(want.Mode) {
 				want.VNI = reg.NextVNI
 				reg.NextVNI++
 			}
-			if want.ARP == "" {
-				want.ARP = "suppress"
-			}
-			if want.BUM == "" {
-				want.BUM = "replicate"
+			if want.Underlay == "" && !fenced(want.Mode) {
+				want.Underlay = "ipv4"
 			}
 			n = cluster.Network{ID: reg.NextNet, Pools: cluster.PoolSet(cmd.AttachNetwork.Pools), Def: want, Creator: cmd.Host}
 			reg.NextNet++

@@ -225,10 +225,15 @@ func (l *loop) pass(ctx context.Context) result {
 
 	d := l.d
 	l.lookAgain(ctx, time.Now())
+	if err := d.lookAtLinks(ctx, d.store.intent().lan()); err != nil {
+		r.err, r.general = err, err
+		return r
+	}
 	v := d.view()
 	v.Claims = d.cfg.Addresses.Claims() // not under a lock: whoever is asked may be asking us
 	want := Plan(d.store.intent(), v)
 	l.alarm(want.Problems)
+	d.cfg.Kernel.Heed(want.Heed...)
 	for dev, s := range want.Devices {
 		l.devices[dev] = s.Cluster
 	}

@@ -23,15 +23,16 @@ import (
 // is no more means that the container is gone, and that Docker may have
 // forgotten to say so.
 type mender struct {
-	pending map[string]bool      // endpoints to look after, by id
-	unnamed map[string]time.Time // joined endpoints not seen in the sandbox yet, since when
-	idle    map[string]time.Time // endpoints without a container, since when
-	visited time.Time            // of the last look into all sandboxes
-	sighted bool                 // sandboxes can be seen from here at all
+	pending map[string]bool        // endpoints to look after, by id
+	unnamed map[string]time.Time   // joined endpoints not seen in the sandbox yet, since when
+	idle    map[string]time.Time   // endpoints without a container, since when
+	visited time.Time              // of the last look into all sandboxes
+	sighted bool                   // sandboxes can be seen from here at all
+	mended  map[string]kernel.Link // what endpoints in a LAN were last made like
 }
 
 func newMender() mender {
-	return mender{pending: map[string]bool{}, unnamed: map[string]time.Time{}, idle: map[string]time.Time{}}
+	return mender{pending: map[string]bool{}, unnamed: map[string]time.Time{}, idle: map[string]time.Time{}, mended: map[string]kernel.Link{}}
 }
 
 // waiting reports whether Docker is about to take an interface.
@@ -57,8 +58,7 @@ func (l *loop) mend(ctx context.Context, want Desired, a applied, r *result) map
 	for _, h := range want.Handovers {
 		id, e := h.Endpoint.ID, h.Endpoint
 		known[id], unnamed[id] = true, e.Inside == ""
-		_, below := a.have[kernel.Link{Name: h.Below()}.Key()]
-		if all || a.made[h.Below()] || !below {
+		if all || l.shaken(h, a) {
 			l.pending[id] = true
 		}
 		_, here := a.have[kernel.Link{Name: h.Link.Name}.Key()]
@@ -70,6 +70,8 @@ func (l *loop) mend(ctx context.Context, want Desired, a applied, r *result) map
 		case e.Gone && !all:
 		case e.Inside == "" && !l.observe(ctx, h):
 			untaken[id] = l.sighted
+		case h.blocked != nil || !l.d.cfg.Heard.Settled() && h.partial():
+			// It is pending until it can be made, and all is heard that it takes.
 		case l.pending[id]:
 			if l.remake(ctx, h, r) {
 				gone[cluster.EndpointIDOf(id)] = true
@@ -77,10 +79,27 @@ func (l *loop) mend(ctx context.Context, want Desired, a applied, r *result) map
 		}
 	}
 	maps.DeleteFunc(l.pending, func(id string, _ bool) bool { return !known[id] })
+	maps.DeleteFunc(l.mended, func(id string, _ kernel.Link) bool { return !known[id] })
 	since(l.unnamed, unnamed, now)
 	l.forget(untaken, now)
 	return gone
 }
+
+// shaken reports whether an interface may have gone, or has to be changed.
+func (l *loop) shaken(h handover, a applied) bool {
+	if a.made[h.Below()] {
+		return true
+	}
+	if h.lan {
+		return !h.seen || l.mended[h.Endpoint.ID] != h.Link
+	}
+	_, below := a.have[kernel.Link{Name: h.Below()}.Key()]
+	return !below
+}
+
+// partial reports an interface that is in its place, and that would lose what
+// was not heard yet if it was made as planned.
+func (h handover) partial() bool { return h.lan && h.seen && h.Link.Mode == "source" }
 
 // observe learns the name that Docker gave the interface, and reports whether
 // the sandbox is there. Engines up to 27 make it after Join, so that it is
@@ -118,6 +137,9 @@ func (l *loop) remake(ctx context.Context, h handover, r *result) (gone bool) {
 		return false
 	}
 	delete(l.pending, h.Endpoint.ID)
+	if h.lan {
+		l.mended[h.Endpoint.ID] = h.Link
+	}
 	l.sighted = true
 	if made {
 		l.d.log.WithFields(logrus.Fields{"endpoint": short(h.Endpoint.ID), "interface": h.Name}).Info("made a container's interface again")

@@ -9,20 +9,28 @@ import (
 // Mode is how one kind of network reaches its peers. Its functions are pure.
 type Mode struct {
 	Name string
-	// Plan adds what the network needs in the kernel to d, and says which links
-	// of s lead to the other hosts and speak for this one.
+	// Plan adds what the network needs in the kernel to d: its links, how its
+	// endpoints meet them (Desired.attach), and says which links of s lead to the
+	// other hosts and speak for this one.
 	Plan func(s *segment, v View, d *Desired)
-	// Attach describes the interface that Docker takes for one endpoint.
-	Attach func(n held, e Endpoint, mtu int) kernel.Handover
 	// Overhead is what encapsulation takes from the underlay's MTU, in bytes.
 	Overhead func(v View) int
 }
 
 // modes lists what can be built, the default first.
-var modes = []Mode{vxlan}
+var modes = []Mode{vxlan, macvlan, ipvlan}
 
 // unbuilt lists the modes that have a name but no file yet.
-var unbuilt = []string{"macvlan", "ipvlan", "host-gw", "routed"}
+var unbuilt = []string{"host-gw", "routed"}
+
+// stations lists the modes whose networks stand in a LAN, with the kind of the
+// containers' interfaces.
+var stations = map[string]kernel.Kind{"macvlan": kernel.Macvlan, "ipvlan": kernel.IPvlan}
+
+// fenced reports whether the hosts of a network reach each other by tunnels
+// between their VTEPs. In a LAN they do without: frames of strangers, and of hosts
+// that the cluster forgot, arrive.
+func fenced(mode string) bool { return stations[mode] == "" }
 
 // modeOf finds a mode; every stored network has one, since parsing refuses
 // other names.

@@ -28,6 +28,10 @@ type Network struct {
 	Options Options            `json:"options"`    // as asked for
 	Cluster uint32             `json:"cluster"`    // cluster.Network.ID
 	Def     cluster.Definition `json:"definition"` // as agreed
+	// Of networks in a LAN: its routers, as Docker was told of them or asked IPAM
+	// for them, and with host_access the host's own addresses.
+	Gateways  []netip.Addr `json:"gateways,omitempty"`
+	HostAddrs []netip.Addr `json:"hostAddrs,omitempty"`
 }
 
 // Endpoint is one container's end of a network, with all that it takes to make
@@ -82,6 +86,18 @@ type held struct {
 	endpoints []Endpoint
 }
 
+func (h held) fenced() bool { return fenced(h.Def.Mode) }
+
+// lan reports whether any network of this host stands in a LAN.
+func (in *Intent) lan() bool {
+	for _, n := range in.Networks {
+		if !fenced(n.Def.Mode) {
+			return true
+		}
+	}
+	return false
+}
+
 // held groups the networks by the cluster network that they are, in order.
 func (in *Intent) held() []held {
 	byID := make(map[uint32]*held)
@@ -103,6 +119,18 @@ func (in *Intent) held() []held {
 	out := make([]held, 0, len(byID))
 	for _, id := range slices.Sorted(maps.Keys(byID)) {
 		out = append(out, *byID[id])
+	}
+	return out
+}
+
+// around returns the intent without the endpoints of other networks.
+func (in *Intent) around(endpoint string) *Intent {
+	network := in.Networks[in.Endpoints[endpoint].Network].Cluster
+	out := &Intent{Networks: in.Networks, Endpoints: map[string]Endpoint{}}
+	for id, e := range in.Endpoints {
+		if in.Networks[e.Network].Cluster == network {
+			out.Endpoints[id] = e
+		}
 	}
 	return out
 }
@@ -197,15 +225,25 @@ func family(a netip.Addr) string {
 
 // contradicts reports whether a request contradicts what is agreed.
 func contradicts(want, have cluster.Definition) bool {
+	tunnels, usual := fenced(have.Mode), tenureOf(cluster.Definition{Mode: have.Mode})
 	differ := func(a, b string) bool { return a != "" && cmp.Or(b, a) != a }
 	return differ(want.Mode, have.Mode) || differ(want.ARP, have.ARP) || differ(want.BUM, have.BUM) ||
-		differ(want.Encrypt, have.Encrypt) || differ(want.Underlay, have.Underlay) ||
+		differ(want.Encrypt, have.Encrypt) || tunnels && differ(want.Underlay, have.Underlay) ||
+		differ(want.Submode, cmp.Or(have.Submode, usual.mode)) || differ(want.Flag, cmp.Or(have.Flag, usual.flag)) ||
+		have.VLAN != "" && differ(want.VLAN, have.VLAN) ||
 		want.VNI != 0 && want.VNI != have.VNI || want.MTU != 0 && want.MTU != have.MTU
 }
 
-// filled says in full what a request comes to where nobody disagrees.
-func filled(asked cluster.Definition, vni uint32) cluster.Definition {
-	asked.VNI = cmp.Or(asked.VNI, vni)
+// filled says in full what a request comes to where nobody disagrees; before is
+// what the network was.
+func filled(asked, before cluster.Definition) cluster.Definition {
+	if !fenced(asked.Mode) {
+		usual := tenureOf(cluster.Definition{Mode: asked.Mode})
+		asked.Submode, asked.Flag = cmp.Or(asked.Submode, usual.mode), cmp.Or(asked.Flag, usual.flag)
+		asked.Encrypt, asked.Underlay = cmp.Or(asked.Encrypt, before.Encrypt), before.Underlay // say nothing there
+		return asked
+	}
+	asked.VNI = cmp.Or(asked.VNI, before.VNI)
 	asked.ARP = cmp.Or(asked.ARP, "suppress")
 	asked.BUM = cmp.Or(asked.BUM, "replicate")
 	return asked

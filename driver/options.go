@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/isthmus-net/isthmus/driver/kernel"
 )
 
 // Options is what a user asked of a network with -o and --internal.
@@ -25,6 +27,16 @@ type Options struct {
 	Space    string `json:"space,omitempty"`
 	Foreign  bool   `json:"foreign,omitempty"` // addresses come from another IPAM driver
 	Internal bool   `json:"internal,omitempty"`
+
+	// Of networks in a LAN.
+	Parent       string `json:"parent,omitempty"` // of this host
+	VLANProtocol string `json:"vlanProtocol,omitempty"`
+	MacvlanMode  string `json:"macvlanMode,omitempty"`
+	Source       string `json:"source,omitempty"` // MACs, sorted, joined by commas
+	BCQueue      int    `json:"bcqueue,omitempty"`
+	IPvlanMode   string `json:"ipvlanMode,omitempty"`
+	IPvlanFlag   string `json:"ipvlanFlag,omitempty"`
+	HostAccess   bool   `json:"hostAccess,omitempty"`
 }
 
 // local names and compares the options that need not be equal on all hosts,
@@ -35,6 +47,11 @@ func (o Options) local() []setting {
 		{"gateway", cmp.Or(o.Gateway, "docker")},
 		{"internal", strconv.FormatBool(o.Internal)},
 		{"ipam", map[bool]string{false: "isthmus", true: "foreign"}[o.Foreign]},
+		{"parent", o.Parent},
+		{"vlan_protocol", cmp.Or(o.VLANProtocol, "802.1q")},
+		{"source", o.Source},
+		{"bcqueue", strconv.Itoa(cmp.Or(o.BCQueue, 1000))},
+		{"host_access", map[bool]string{false: "off", true: "on"}[o.HostAccess]},
 	}
 }
 
@@ -68,13 +85,16 @@ var options = []option{
 	{key: "encrypt", modes: []string{"vxlan", "host-gw", "routed"}, values: []string{"off"}, later: []string{"wireguard"}},
 	{key: "encrypted", modes: []string{"vxlan", "host-gw", "routed"}, values: []string{"off", "false"}, later: []string{"", "on", "true"}},
 	{key: "gateway", modes: []string{"vxlan"}, values: []string{"docker", "none"}, later: []string{"distributed", "host:*"}, set: func(o *Options, v string) error { o.Gateway = v; return nil }},
-	{key: "parent", modes: []string{"macvlan", "ipvlan"}},
-	{key: "macvlan_mode", modes: []string{"macvlan"}},
-	{key: "ipvlan_mode", modes: []string{"ipvlan"}},
-	{key: "ipvlan_flag", modes: []string{"ipvlan"}},
-	{key: "host_access", values: []string{"off"}, later: []string{"on"}},
+	{key: "parent", modes: []string{"macvlan", "ipvlan"}, set: func(o *Options, v string) error { o.Parent = v; return checkParent(v) }},
+	{key: "vlan_protocol", modes: []string{"macvlan", "ipvlan"}, values: []string{"802.1q", "802.1ad"}, set: func(o *Options, v string) error { o.VLANProtocol = v; return nil }},
+	{key: "macvlan_mode", modes: []string{"macvlan"}, values: []string{"bridge", "private", "vepa", "passthru", "source"}, set: func(o *Options, v string) error { o.MacvlanMode = v; return nil }},
+	{key: "source", modes: []string{"macvlan"}, set: setSource},
+	{key: "bcqueue", modes: []string{"macvlan"}, set: func(o *Options, v string) (err error) { o.BCQueue, err = number(v, 1, 1000000); return }},
+	{key: "ipvlan_mode", modes: []string{"ipvlan"}, values: []string{"l2", "l3", "l3s"}, set: func(o *Options, v string) error { o.IPvlanMode = v; return nil }},
+	{key: "ipvlan_flag", modes: []string{"ipvlan"}, values: []string{"bridge", "private", "vepa"}, set: func(o *Options, v string) error { o.IPvlanFlag = v; return nil }},
+	{key: "host_access", values: []string{"off", "on"}, set: func(o *Options, v string) error { o.HostAccess = v == "on"; return nil }},
 	{key: "fallback", modes: []string{"host-gw"}},
-	{key: "bgp", modes: []string{"routed", "host-gw", "ipvlan"}},
+	{key: "bgp", modes: []string{"routed", "host-gw", "ipvlan"}, later: []string{"*"}},
 	{key: "ipam", values: []string{"isthmus", "foreign"}, set: func(o *Options, v string) error { o.Foreign = v == "foreign"; return nil }},
 	{key: "space", set: func(o *Options, v string) error {
 		if !spaceName.MatchString(v) {
@@ -89,8 +109,9 @@ var spaceName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
 // ParseOptions checks the -o options of a network. Every key and value is
 // understood or refused, naming the keys that belong to the mode; of Docker's
-// own keys (com.docker.network.*) those that mean something here are used.
-func ParseOptions(in map[string]string) (Options, error) {
+// own keys (com.docker.network.*) those that mean something here are used. host
+// names this host, for parent.HOST; empty for whoever makes no network himself.
+func ParseOptions(in map[string]string, host string) (Options, error) {
 	o := Options{Mode: cmp.Or(in["mode"], modes[0].Name)}
 	if slices.Contains(unbuilt, o.Mode) {
 		return o, fmt.Errorf("option mode=%s is not built yet in this version", o.Mode)
@@ -117,6 +138,18 @@ func ParseOptions(in map[string]string) (Options, error) {
 		if err != nil {
 			return o, fmt.Errorf("option %s=%s: %w", key, in[key], err)
 		}
+	}
+	if host != "" && o.Parent != "" {
+		var ok bool
+		if o.Parent, ok = cmp.Or(in["parent."+host], in["parent"]), in["parent"] != "" || in["parent."+host] != ""; !ok {
+			return o, fmt.Errorf("option parent: none is for this host: add -o parent.%s=INTERFACE, or -o parent=INTERFACE for all others", host)
+		}
+	}
+	switch {
+	case o.Source != "" && o.MacvlanMode != "source":
+		return o, fmt.Errorf("option source belongs to -o macvlan_mode=source")
+	case o.HostAccess && fenced(o.Mode):
+		return o, fmt.Errorf("option host_access=on is not built yet in this version for mode %s", o.Mode)
 	}
 	if o.MTU != 0 && o.Underlay != 0 {
 		return o, fmt.Errorf("options mtu and %s both say the MTU, the second one that of the underlay: use one of them", dockerMTU)
@@ -179,6 +212,12 @@ func setVNI(o *Options, value string) error {
 		err = fmt.Errorf("another option says %d", o.VNI)
 	}
 	o.VNI = uint32(n)
+	return err
+}
+
+func setSource(o *Options, value string) error {
+	macs, err := parseMACs(value)
+	o.Source = kernel.JoinMACs(macs)
 	return err
 }
 

@@ -26,6 +26,9 @@ type View struct {
 	Claims    []cluster.Claim // blocks that this host keeps
 	Strangers []Tenant        // in the sandboxes here, unknown to intent when it was looked
 	Detached  string          // why endpoints of this host are cut off; empty: they are not
+	// Links are those of this host, by name; only where a network in a LAN needs
+	// to know.
+	Links []kernel.Device
 	// Paths holds the hosts whose path was probed and found narrower than the
 	// links say, with the largest IP packet that passes whole.
 	Paths map[cluster.HostID]int
@@ -39,18 +42,32 @@ type Desired struct {
 	Bindings  map[binding]cluster.MAC // who is who in the networks held here
 	Segments  []*segment              // by cluster network id
 	Devices   map[string]*segment     // by link
+	Heed      []string                // links of others that the plan depends on
 	Problems  []Problem
 	// Left holds the links of networks that nothing is known of, below running
 	// containers: they stay as they are.
 	Left map[string]bool
 	// Refused holds the VTEPs of hosts that are not admitted.
 	Refused map[netip.Addr]bool
+	ends    map[string]handover // all endpoints here, joined or not, by id
 }
 
 // handover is a joined endpoint with all that it takes to make its interface.
 type handover struct {
 	kernel.Handover
 	Endpoint Endpoint
+	lan      bool   // it stands on a link that need not be ours
+	seen     bool   // of one in a LAN: it is in its sandbox
+	blocked  *fault // of one in a LAN: why it cannot be made now
+}
+
+// attach says how an endpoint meets its network.
+func (d *Desired) attach(e Endpoint, h handover) {
+	h.Endpoint = e
+	d.ends[e.ID] = h
+	if e.Sandbox != "" && !e.found {
+		d.Handovers = append(d.Handovers, h)
+	}
 }
 
 // binding is an address in a cluster network.
@@ -60,14 +77,15 @@ type binding struct {
 }
 
 // segment is one cluster network as it lies on this host. Plan fills it but
-// for Device and Speaker, which are the mode's.
+// for Device and Speaker, and MTU in a LAN, which are the mode's.
 type segment struct {
 	held
+	before  []held // networks of this host that were there first
 	MTU     int
 	Peers   []peer                   // what other hosts run in it, duplicates resolved
 	Local   []cluster.MAC            // of the joined endpoints
 	Device  string                   // link that leads to the other hosts
-	Speaker string                   // link that the host itself announces from
+	Speaker string                   // link that the host itself announces from; empty: it does not
 	ownIP   map[netip.Addr]*Endpoint // of all endpoints here, joined or not
 	ownMAC  map[cluster.MAC]*Endpoint
 }
@@ -84,14 +102,15 @@ type peer struct {
 // Plan computes what this host should hold. It is pure and total: what cannot
 // be planned becomes a Problem.
 func Plan(in *Intent, v View) Desired {
-	d := Desired{Bindings: map[binding]cluster.MAC{}, Devices: map[string]*segment{}, Left: map[string]bool{}}
+	d := Desired{Bindings: map[binding]cluster.MAC{}, Devices: map[string]*segment{}, Left: map[string]bool{}, ends: map[string]handover{}}
 	networks := v.adopt(in.held(), &d)
 	admitted, refused := v.vteps()
 	d.Refused = refused
 	peers := map[uint32][]peer{}
+	tunnels := slices.ContainsFunc(networks, held.fenced)
 	if v.Detached == "" {
 		peers = v.peers(networks, &d)
-	} else {
+	} else if tunnels || len(networks) == 0 {
 		d.Problems = append(d.Problems, Problem{Cause: "containers of this host are cut off from other hosts", Remedy: v.Detached})
 	}
 	agreed := v.holdings(networks)
@@ -100,13 +119,16 @@ func Plan(in *Intent, v View) Desired {
 		remote += len(list)
 	}
 	d.State = make(kernel.State, 3*remote) // about what they come to
-	for _, n := range networks {
-		s := &segment{held: n, MTU: v.mtu(n), ownIP: map[netip.Addr]*Endpoint{}, ownMAC: map[cluster.MAC]*Endpoint{}}
+	for i, n := range networks {
+		mode := modeOf(n.Def.Mode)
+		s := &segment{held: n, before: networks[:i], ownIP: map[netip.Addr]*Endpoint{}, ownMAC: map[cluster.MAC]*Endpoint{}}
 		d.Segments = append(d.Segments, s)
 		d.Records = append(d.Records, cluster.Record{Network: n.Cluster})
 		for i := range n.endpoints {
 			e := &n.endpoints[i]
-			s.ownMAC[e.MAC] = e
+			if !e.MAC.IsZero() {
+				s.ownMAC[e.MAC] = e
+			}
 			for _, a := range e.Addrs() {
 				s.ownIP[a.Addr()] = e
 			}
@@ -119,18 +141,23 @@ func Plan(in *Intent, v View) Desired {
 		}
 		agreed.checkOwn(s, v, &d)
 		s.Peers = resolve(s, agreed.entitled(s, peers[n.Cluster], v, &d), v, &d)
-		v.checkMTU(s, &d)
-		modeOf(n.Def.Mode).Plan(s, v, &d)
+		if fenced(n.Def.Mode) {
+			s.MTU = v.mtu(n)
+			v.checkMTU(s, &d)
+		}
+		mode.Plan(s, v, &d)
 	}
+	slices.Sort(d.Heed)
+	d.Heed = slices.Compact(d.Heed)
 	if v.Detached == "" {
 		for _, c := range v.Claims {
 			d.Records = append(d.Records, cluster.Record{Claim: c})
 		}
 	}
-	if len(networks)+len(d.Left) > 0 {
+	if tunnels || slices.ContainsFunc(slices.Collect(maps.Keys(d.Left)), func(link string) bool { return strings.HasPrefix(link, "is-v") }) {
 		planTunnels(admitted, v, &d)
 	}
-	if len(networks) == 0 {
+	if !tunnels {
 		v.checkPaths(modes[0].Overhead(v), v.underlay(), &d)
 	}
 	slices.SortFunc(d.Problems, func(a, b Problem) int {
@@ -141,11 +168,11 @@ func Plan(in *Intent, v View) Desired {
 }
 
 // peers lists the other hosts' records of each held network, but those of
-// hosts that no tunnel of ours can reach.
+// hosts that no tunnel of ours can reach where that takes one.
 func (v View) peers(networks []held, d *Desired) map[uint32][]peer {
-	out := make(map[uint32][]peer, len(networks))
+	out, tunnel := make(map[uint32][]peer, len(networks)), make(map[uint32]bool, len(networks))
 	for _, n := range networks {
-		out[n.Cluster] = nil
+		out[n.Cluster], tunnel[n.Cluster] = nil, n.fenced()
 	}
 	for _, s := range v.Streams {
 		if s.Owner == v.Host {
@@ -155,21 +182,21 @@ func (v View) peers(networks []held, d *Desired) map[uint32][]peer {
 		reachable := vtep.IsValid() && family(vtep) == family(v.VTEP) && vtep != v.VTEP
 		alive := v.state(s.Owner) == cluster.Alive
 		admitted := v.admits(s.Owner)
-		useful := false
+		useful, wanted := false, false // by a tunnel
 		for _, r := range s.Records {
 			list, ok := out[r.Network]
 			if !ok {
 				continue
 			}
-			useful = true
-			if reachable && admitted {
+			useful, wanted = true, wanted || tunnel[r.Network]
+			if (reachable || !tunnel[r.Network]) && admitted {
 				out[r.Network] = append(list, peer{Record: r, host: s.Owner, vtep: vtep, alive: alive})
 			}
 		}
 		switch {
 		case useful && !admitted:
-			d.Problems = append(d.Problems, v.fenced(s.Owner))
-		case useful && !reachable:
+			d.Problems = append(d.Problems, v.fenced(s.Owner, wanted))
+		case wanted && !reachable:
 			d.Problems = append(d.Problems, v.unreachable(s))
 		}
 	}
@@ -200,7 +227,7 @@ func resolve(s *segment, peers []peer, v View, d *Desired) []peer {
 		if p.onlyHolds() {
 			continue
 		}
-		if w := byMAC[p.MAC]; w == nil || p.beats(w, max(p.Lease4, p.Lease6), max(w.Lease4, w.Lease6)) {
+		if w := byMAC[p.MAC]; !p.MAC.IsZero() && (w == nil || p.beats(w, max(p.Lease4, p.Lease6), max(w.Lease4, w.Lease6))) {
 			byMAC[p.MAC] = p
 		}
 		for _, ip := range p.addrs() {
@@ -227,7 +254,7 @@ func resolve(s *segment, peers []peer, v View, d *Desired) []peer {
 		if p.onlyHolds() {
 			continue
 		}
-		if lost(p, s.ownMAC[p.MAC], byMAC[p.MAC], p.MAC) {
+		if !p.MAC.IsZero() && lost(p, s.ownMAC[p.MAC], byMAC[p.MAC], p.MAC) {
 			o.MAC = cluster.MAC{}
 		}
 		for _, ip := range p.addrs() {

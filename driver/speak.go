@@ -99,7 +99,7 @@ func (l *loop) speak(ctx context.Context, now time.Time) time.Time {
 		b := s.queue[0].binding
 		s.queue = s.queue[1:]
 		g, mac := s.segments[b.Network], s.bindings[b]
-		if g == nil || mac.IsZero() {
+		if g == nil || g.Speaker == "" || mac.IsZero() {
 			continue
 		}
 		for _, to := range g.Local {

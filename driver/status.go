@@ -53,14 +53,17 @@ type NetworkStatus struct {
 	Mode     string            `json:"mode"`
 	VNI      uint32            `json:"vni"`
 	Device   string            `json:"device"`
-	Attach   string            `json:"attach"`
+	Attach   string            `json:"attach"` // of a network in a LAN: its kind of macvlan or ipvlan
 	MTU      int               `json:"mtu"`
 	ARP      string            `json:"arp"`
 	BUM      string            `json:"bum"`
 	Gateway  string            `json:"gateway"`
 	Internal bool              `json:"internal"`
 	Foreign  bool              `json:"foreign,omitempty"`
-	Hosts    []string          `json:"hosts"` // names of the hosts that hold it, this one included
+	Parent   string            `json:"parent,omitempty"` // as asked for
+	VLAN     string            `json:"vlan,omitempty"`
+	Host     []netip.Addr      `json:"host,omitempty"` // addresses of the host itself, by host_access
+	Hosts    []string          `json:"hosts"`          // names of the hosts that hold it, this one included
 	Local    int               `json:"local"`
 	Remote   int               `json:"remote"`
 	Problems []Problem         `json:"problems,omitempty"`
@@ -119,6 +122,14 @@ func (d *Driver) Networks() []NetworkStatus {
 			Gateway: cmp.Or(s.Options.Gateway, "docker"), Internal: s.Options.Internal, Foreign: s.Options.Foreign,
 			Local: len(s.Local),
 		}
+		if !s.fenced() {
+			kin := tenureOf(s.Def)
+			n.Attach, n.ARP, n.BUM, n.Gateway = kin.mode, "", "", s.routers()
+			if kin.flag != "" && kin.flag != "bridge" {
+				n.Attach += "," + kin.flag
+			}
+			n.Parent, n.VLAN, n.Host = s.Options.Parent, s.Def.VLAN, s.HostAddrs
+		}
 		hosts := map[string]bool{v.name(v.Host): true}
 		for _, peer := range s.Peers {
 			hosts[v.name(peer.host)] = true
@@ -135,6 +146,23 @@ func (d *Driver) Networks() []NetworkStatus {
 		out = append(out, n)
 	}
 	return out
+}
+
+// routers names the way out of a network in a LAN.
+func (n Network) routers() string {
+	switch {
+	case n.Options.Internal:
+		return "none"
+	case n.routed():
+		return "host"
+	case len(n.Gateways) == 0:
+		return "docker"
+	}
+	var names []string
+	for _, g := range n.Gateways {
+		names = append(names, g.String())
+	}
+	return strings.Join(names, ",")
 }
 
 // Endpoints lists the endpoints of the networks that this host holds, its own
@@ -183,13 +211,16 @@ func (e Endpoint) state() string {
 	return "created"
 }
 
-// Live reports whether an endpoint of this host has the address, or an
-// interface that was found in a sandbox.
+// Live reports whether an endpoint of this host has the address, or the host
+// itself, or an interface that was found in a sandbox.
 func (d *Driver) Live(pool cluster.PoolKey, addr netip.Addr) bool {
 	if d.houses(pool, addr) {
 		return true
 	}
 	in := d.store.intent()
+	if in.hosts(pool, addr) {
+		return true
+	}
 	for _, e := range in.Endpoints {
 		if (e.IPv4.Addr() == addr || e.IPv6.Addr() == addr) && slices.Contains(in.Networks[e.Network].Pools, pool) {
 			return true
@@ -239,7 +270,7 @@ func (d *Driver) Forget(ctx context.Context, what string) ([]cluster.PoolKey, er
 	for _, id := range slices.Sorted(maps.Keys(in.Networks)) {
 		n := in.Networks[id]
 		named := slices.ContainsFunc(n.Pools, func(p cluster.PoolKey) bool { return p.String() == what || p.Prefix.String() == what })
-		if named || fmt.Sprint(n.Def.VNI) == what || len(what) >= 4 && strings.HasPrefix(id, what) {
+		if named || n.Def.VNI != 0 && fmt.Sprint(n.Def.VNI) == what || len(what) >= 4 && strings.HasPrefix(id, what) {
 			found = append(found, n)
 			clusters[n.Cluster] = true
 		}
@@ -248,7 +279,7 @@ func (d *Driver) Forget(ctx context.Context, what string) ([]cluster.PoolKey, er
 	case len(found) == 0:
 		return nil, fmt.Errorf("forget network %s: this host has no such network: name a Docker network id, a VNI or a subnet as isthmus networks lists them", what)
 	case len(clusters) > 1:
-		return nil, fmt.Errorf("forget network %s: %d networks are meant: name one by its VNI", what, len(clusters))
+		return nil, fmt.Errorf("forget network %s: %d networks are meant: name one by its VNI or its subnet", what, len(clusters))
 	}
 	for _, e := range in.Endpoints {
 		if e.Joined() && slices.ContainsFunc(found, func(n Network) bool { return n.ID == e.Network }) {
@@ -263,7 +294,11 @@ func (d *Driver) Forget(ctx context.Context, what string) ([]cluster.PoolKey, er
 		pools = append(pools, n.Pools...)
 	}
 	pools = slices.DeleteFunc(cluster.PoolSet(pools), d.Networked)
-	return pools, d.Sync(ctx, found[0].Cluster)
+	err := d.Sync(ctx, found[0].Cluster)
+	for _, n := range found {
+		d.releaseHost(ctx, n.Pools, n.HostAddrs)
+	}
+	return pools, err
 }
 
 // Reset drops all intent and clears the kernel, of interfaces that Docker gave

@@ -84,7 +84,7 @@ func (d *Driver) look(ctx context.Context) ([]Tenant, error) {
 	slices.SortFunc(tenants, func(a, b Tenant) int {
 		return cmp.Or(strings.Compare(a.Sandbox, b.Sandbox), strings.Compare(a.Name, b.Name))
 	})
-	strangers := slices.DeleteFunc(slices.Clone(tenants), func(t Tenant) bool { return in.has(t.MAC) || now.has(t.MAC) })
+	strangers := slices.DeleteFunc(slices.Clone(tenants), func(t Tenant) bool { return in.has(t) || now.has(t) })
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err != nil && d.looked {
@@ -97,14 +97,28 @@ func (d *Driver) look(ctx context.Context) ([]Tenant, error) {
 	return tenants, err
 }
 
-// has reports whether an endpoint has the MAC.
-func (in *Intent) has(mac cluster.MAC) bool {
+// has reports whether a tenant is an endpoint.
+func (in *Intent) has(t Tenant) bool {
 	for _, e := range in.Endpoints {
-		if e.MAC == mac {
+		if t.is(e) {
 			return true
 		}
 	}
 	return false
+}
+
+// is reports whether a tenant is that endpoint: by its MAC, or where it has that
+// of its parent, by the name that it was made with.
+func (t Tenant) is(e Endpoint) bool {
+	if t.MAC.IsZero() {
+		return t.Link != "" && t.Link == e.link()
+	}
+	return t.MAC == e.MAC
+}
+
+// lan reports a tenant that stands in a LAN.
+func (t Tenant) lan() bool {
+	return t.vni() == 0 && (t.Kind == kernel.Macvlan || t.Kind == kernel.IPvlan)
 }
 
 // vni returns the network that a tenant's device is named after; 0 when it is
@@ -125,8 +139,13 @@ func (t Tenant) vni() uint32 {
 // the beginning of the endpoint's id; a macvlan has lost it.
 func (t Tenant) endpoint(network string) Endpoint {
 	id, ok := strings.CutPrefix(t.Below, "is-p")
-	if t.Kind != kernel.Veth || !ok {
-		sum := sha256.Sum256([]byte("isthmus tenant\x00" + t.MAC.String()))
+	if t.MAC.IsZero() {
+		id, ok = strings.CutPrefix(t.Link, "is-e")
+	} else if t.Kind != kernel.Veth {
+		ok = false
+	}
+	if !ok {
+		sum := sha256.Sum256([]byte("isthmus tenant\x00" + t.MAC.String() + t.Link))
 		id = hex.EncodeToString(sum[:5])
 	}
 	e := Endpoint{
@@ -147,7 +166,10 @@ func (t Tenant) endpoint(network string) Endpoint {
 // knows it. held reports the former.
 func (v View) networkOf(t Tenant, networks []held) (n Network, held bool) {
 	vni := t.vni()
-	if vni == 0 {
+	switch {
+	case t.lan():
+		return v.lanOf(t, networks)
+	case vni == 0:
 		return Network{}, false
 	}
 	for _, h := range networks {
@@ -166,20 +188,57 @@ func (v View) networkOf(t Tenant, networks []held) (n Network, held bool) {
 	return Network{}, false
 }
 
+// lanOf does the same for a tenant in a LAN, whose link says nothing of its
+// network: its addresses do, and what it stands on.
+func (v View) lanOf(t Tenant, networks []held) (n Network, held bool) {
+	fits := func(n Network) bool {
+		return stations[n.Def.Mode] == t.Kind && slices.ContainsFunc(t.Addrs, func(p netip.Prefix) bool {
+			_, ok := n.covers(p.Addr())
+			return ok
+		})
+	}
+	isolated := func(pools []cluster.PoolKey) bool {
+		name, _ := isolatedDevice(pools)
+		return name == t.Below
+	}
+	found := -1
+	for i, h := range networks {
+		if fits(h.Network) && (found < 0 || h.Options.Parent == t.Below || isolated(h.Pools)) {
+			found = i
+		}
+	}
+	if found >= 0 {
+		return networks[found].Network, true
+	}
+	if v.Registry == nil {
+		return Network{}, false
+	}
+	for _, id := range slices.Sorted(maps.Keys(v.Registry.Networks)) {
+		agreed := v.Registry.Networks[id]
+		n := Network{Pools: agreed.Pools, Cluster: id, Def: agreed.Def, Options: Options{Mode: agreed.Def.Mode, Parent: t.Below}}
+		if !fits(n) {
+			continue
+		}
+		if isolated(n.Pools) {
+			dev, _ := v.device(t.Below)
+			n.Options.Parent, n.Options.Internal, n.Options.Attach = "", true, string(dev.Kind)
+		}
+		return n, false
+	}
+	return Network{}, false
+}
+
 // adopt adds to the networks what was found in sandboxes and intent does not
 // know: as endpoints of a network that this host or the cluster knows. The links
 // of others are left alone. All go with their sandbox.
 func (v View) adopt(networks []held, d *Desired) []held {
-	known := map[cluster.MAC]bool{} // of those that were stored since the look
-	for _, n := range networks {
-		for _, e := range n.endpoints {
-			known[e.MAC] = true
-		}
+	known := func(t Tenant) bool { // it was stored since the look
+		return slices.ContainsFunc(networks, func(n held) bool { return slices.ContainsFunc(n.endpoints, t.is) })
 	}
 	networks = slices.Clone(networks)
 	for _, t := range v.Strangers {
 		vni := t.vni()
-		if known[t.MAC] || vni == 0 {
+		if vni == 0 && !t.lan() || known(t) {
 			continue
 		}
 		n, ours := v.networkOf(t, networks)
@@ -194,6 +253,14 @@ func (v View) adopt(networks []held, d *Desired) []held {
 			alarm:   true,
 		})
 		switch {
+		case n.Cluster == 0 && t.lan():
+			for link, ok := t.Below, true; ok && !d.Left[link]; {
+				var dev kernel.Device
+				d.Left[link] = true
+				dev, ok = v.device(link)
+				link = dev.Parent
+			}
+			continue
 		case n.Cluster == 0:
 			for _, link := range []string{t.Below, t.Master, vxlanDevice(vni), announcerDevice(vni), bridgeDevice(vni)} {
 				d.Left[link] = true
@@ -210,11 +277,19 @@ func (v View) adopt(networks []held, d *Desired) []held {
 	return networks
 }
 
-// housed reports whether a stranger is on a network's devices, or may be.
-func (d *Driver) housed(vni uint32) bool {
+// housed reports whether a stranger is in a network, or may be.
+func (d *Driver) housed(network uint32) bool {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	return !d.leaving && (!d.looked || slices.ContainsFunc(d.strangers, func(t Tenant) bool { return t.vni() == vni }))
+	leaving, looked, strangers := d.leaving, d.looked, d.strangers
+	d.mu.Unlock()
+	if leaving || !looked {
+		return !leaving
+	}
+	v, networks := View{Registry: d.cfg.Ledger.Registry()}, d.store.intent().held()
+	return slices.ContainsFunc(strangers, func(t Tenant) bool {
+		n, _ := v.networkOf(t, networks)
+		return n.Cluster == network
+	})
 }
 
 // houses reports whether a stranger has the address.

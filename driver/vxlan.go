@@ -13,7 +13,6 @@ import (
 var vxlan = Mode{
 	Name:     "vxlan",
 	Plan:     planVXLAN,
-	Attach:   attachVXLAN,
 	Overhead: vxlanOverhead,
 }
 
@@ -59,14 +58,12 @@ func planVXLAN(n *segment, v View, d *Desired) {
 
 	for _, e := range n.endpoints {
 		h := attachVXLAN(n.held, e, n.MTU)
+		d.attach(e, handover{Handover: h})
 		d.State.Put(h.Link)
 		d.Devices[h.Link.Name] = n
 		if h.Host.Name != "" {
 			d.State.Put(h.Host)
 			d.Devices[h.Host.Name] = n
-		}
-		if e.Sandbox != "" && !e.found {
-			d.Handovers = append(d.Handovers, handover{h, e})
 		}
 	}
 	for _, p := range n.Peers {

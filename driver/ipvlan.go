@@ -1,0 +1,102 @@
+package driver
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/driver/kernel"
+)
+
+// ipvlan puts containers into the LAN of the parent under the parent's MAC: by
+// frames (l2), or by packets that this host routes (l3, l3s).
+var ipvlan = Mode{Name: "ipvlan", Plan: planIPvlan, Overhead: none}
+
+func planIPvlan(s *segment, v View, d *Desired) {
+	planLAN(s, v, d)
+	if g := v.ground(s.Network); s.routed() && !s.Options.Internal && g.Dev.Up && len(g.Alone) == 0 && v.Detached == "" {
+		planBlocks(s, g.Link, v, d)
+	}
+}
+
+// planBlocks routes what other hosts lease of the network's pools to them. The
+// kernel looks for a container's way on its parent, so that a host has to be in
+// the same LAN; what another router knows needs no route of ours.
+func planBlocks(s *segment, parent string, v View, d *Desired) {
+	if v.Registry == nil {
+		return
+	}
+	away := map[cluster.HostID]int{} // hosts that are not in reach, with the number of their blocks
+	for _, pool := range s.Pools {
+		for _, l := range v.Registry.LeasesOf(pool, "") {
+			if l.Holder == v.Host || !v.admits(l.Holder) {
+				continue
+			}
+			via := v.vtepOf(l.Holder)
+			dev := v.onLink(via, parent)
+			if dev == "" || via.Is4() != l.Block.Addr().Is4() {
+				away[l.Holder]++
+				continue
+			}
+			route := kernel.FIB{Dst: l.Block, Via: via, Dev: dev}
+			if have, ok := d.State[route.Key()]; ok && have != kernel.Object(route) {
+				d.Problems = append(d.Problems, Problem{
+					Network: poolNames(s.Pools), Cause: fmt.Sprintf("another network of this host routes %s elsewhere", l.Block),
+					Remedy: "use one subnet in one l3 network only",
+				})
+				continue
+			}
+			d.State.Put(route)
+		}
+	}
+	for _, host := range slices.SortedFunc(maps.Keys(away), func(a, b cluster.HostID) int { return cmp.Compare(v.name(a), v.name(b)) }) {
+		d.Problems = append(d.Problems, Problem{
+			Network: poolNames(s.Pools),
+			Cause:   fmt.Sprintf("no route leads to the containers on %s, whose address (%s) is in no LAN of parent %s", v.name(host), addrText(v.vtepOf(host)), parent),
+			Remedy:  "have the router of the LAN lead the blocks of isthmus ipam there",
+		})
+	}
+}
+
+func addrText(a netip.Addr) string {
+	if !a.IsValid() {
+		return "none"
+	}
+	return a.String()
+}
+
+// vtepOf returns the underlay address of a host: as it is heard, else as the
+// registry has it.
+func (v View) vtepOf(host cluster.HostID) netip.Addr {
+	for _, m := range v.Members {
+		if m.ID == host && m.Info.VTEP.IsValid() {
+			return m.Info.VTEP.Unmap()
+		}
+	}
+	h, _ := v.registered(host)
+	return h.VTEP.Unmap()
+}
+
+// onLink names the link by which an address is reached without a router: the
+// preferred one, or that of this host's underlay; empty for none.
+func (v View) onLink(a netip.Addr, preferred string) string {
+	found := ""
+	for _, dev := range v.Links {
+		near, underlay := false, false
+		for _, p := range dev.Addrs {
+			near = near || p.Contains(a)
+			underlay = underlay || p.Addr() == v.VTEP
+		}
+		switch {
+		case !near:
+		case dev.Name == preferred:
+			return dev.Name
+		case underlay:
+			found = dev.Name
+		}
+	}
+	return found
+}
