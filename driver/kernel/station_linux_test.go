@@ -23,13 +23,16 @@ type station struct {
 // stations lists one link of each mode and flag of a kind.
 func stations(kind kernel.Kind) (out []station) {
 	if kind == kernel.IPvlan {
-		for _, mode := range []string{"", "l2", "l3", "l3s"} {
-			for _, flag := range []string{"", "bridge", "private", "vepa"} {
-				out = append(out, station{
-					kernel.Link{Name: "is-p1", Kind: kind, Parent: "eth0", MTU: 1500, Mode: mode, Flag: flag},
-					[]string{fmt.Sprintf("ipvlan  mode %s %s", orWord(mode, "l2"), orWord(flag, "bridge"))},
-				})
+		for _, mode := range []string{"", "l2 bridge", "l3", "l3s", "private", "vepa", "l3 private", "l3 vepa", "l3s private", "l3s vepa"} {
+			l := kernel.Link{Name: "is-p1", Kind: kind, Parent: "eth0", MTU: 1500}
+			for _, word := range strings.Fields(mode) {
+				if strings.HasPrefix(word, "l") {
+					l.Mode = word
+				} else {
+					l.Flag = word
+				}
 			}
+			out = append(out, station{l, []string{fmt.Sprintf("ipvlan  mode %s %s", orWord(l.Mode, "l2"), orWord(l.Flag, "bridge"))}})
 		}
 		return out
 	}
