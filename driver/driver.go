@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -192,10 +193,13 @@ func (d *Driver) view() View {
 }
 
 // lookAtLinks refreshes what is known of this host's links, where a network in a
-// LAN needs it.
-func (d *Driver) lookAtLinks(ctx context.Context, needed bool) error {
+// LAN needs it: one of intent, or one that only a container speaks for.
+func (d *Driver) lookAtLinks(ctx context.Context) error {
+	d.mu.Lock()
+	needed := slices.ContainsFunc(d.strangers, Tenant.lan)
+	d.mu.Unlock()
 	var links []kernel.Device
-	if needed {
+	if needed || d.store.intent().lan() {
 		var err error
 		if links, err = d.cfg.Kernel.Links(ctx); err != nil {
 			return err

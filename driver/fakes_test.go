@@ -351,3 +351,46 @@ func (f *fakeAddresses) fail(err error) {
 
 func (f *fakeAddresses) LeaseOf(cluster.PoolKey, netip.Addr) uint64 { return 7 }
 func (f *fakeAddresses) Holds(p cluster.PoolKey) bool               { return p.Space == "" && !f.foreign[p] }
+
+// fakeHosts gives the host the ninth address of a pool.
+type fakeHosts struct {
+	mu    sync.Mutex
+	err   error
+	given map[netip.Addr]bool
+	asked int
+}
+
+func (f *fakeHosts) HostAddress(_ context.Context, p cluster.PoolKey) (netip.Addr, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked++
+	if f.err != nil {
+		return netip.Addr{}, f.err
+	}
+	a := p.Prefix.Addr().Next().Next().Next().Next().Next().Next().Next().Next().Next()
+	f.given[a] = true
+	return a, nil
+}
+
+func (f *fakeHosts) ReleaseHostAddress(_ context.Context, _ cluster.PoolKey, a netip.Addr) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil {
+		return f.err
+	}
+	delete(f.given, a)
+	return nil
+}
+
+// held counts the addresses that the host has.
+func (f *fakeHosts) held() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.given)
+}
+
+func (f *fakeHosts) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+}

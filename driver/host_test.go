@@ -35,6 +35,7 @@ type host struct {
 	ledger    *fakeLedger
 	heard     *fakeHeard
 	addresses *fakeAddresses
+	hosts     *fakeHosts
 
 	*Driver
 	db   *bbolt.DB
@@ -56,7 +57,7 @@ var impatient = func() pace {
 }()
 
 func newHost(t testT, dir string) *host {
-	h := &host{t: t, path: filepath.Join(dir, "driver.db"), kernel: kerneltest.New(), ledger: newFakeLedger("host1"), heard: newFakeHeard(), addresses: &fakeAddresses{foreign: map[cluster.PoolKey]bool{}}}
+	h := &host{t: t, path: filepath.Join(dir, "driver.db"), kernel: kerneltest.New(), ledger: newFakeLedger("host1"), heard: newFakeHeard(), addresses: &fakeAddresses{foreign: map[cluster.PoolKey]bool{}}, hosts: &fakeHosts{given: map[netip.Addr]bool{}}}
 	h.door = h.kernel
 	return h
 }
@@ -76,7 +77,7 @@ func (h *host) start(p pace) {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	d, err := Open(Config{
-		DB: db, Host: "host1", Kernel: h.door, Ledger: h.ledger, Heard: h.heard, Addresses: h.addresses,
+		DB: db, Host: "host1", Kernel: h.door, Ledger: h.ledger, Heard: h.heard, Addresses: h.addresses, Hosts: h.hosts,
 		VTEP: netip.MustParseAddr("192.0.2.1"), MTU: 1500, Port: 8475, Log: log,
 	})
 	if err != nil {
@@ -204,8 +205,9 @@ func (h *host) endpoint(id, networkID, ip string) error {
 	r, err := h.CreateEndpoint(context.Background(), &network.CreateEndpointRequest{
 		NetworkID: networkID, EndpointID: id, Interface: &network.EndpointInterface{Address: v4, AddressIPv6: v6},
 	})
-	if err == nil && (r.Interface.MacAddress == "" || r.Interface.Address != "" || r.Interface.AddressIPv6 != "") {
-		err = fmt.Errorf("answered %+v: want a MAC and nothing else", r.Interface)
+	named := !h.store.intent().Networks[networkID].anonymous()
+	if err == nil && ((r.Interface.MacAddress != "") != named || r.Interface.Address != "" || r.Interface.AddressIPv6 != "") {
+		err = fmt.Errorf("answered %+v: want nothing but a MAC, and that %v", r.Interface, named)
 	}
 	return err
 }

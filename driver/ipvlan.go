@@ -29,7 +29,7 @@ func planBlocks(s *segment, parent string, v View, d *Desired) {
 	if v.Registry == nil {
 		return
 	}
-	away := map[cluster.HostID]int{} // hosts that are not in reach, with the number of their blocks
+	away := map[cluster.HostID]string{} // why hosts are not in reach
 	for _, pool := range s.Pools {
 		for _, l := range v.Registry.LeasesOf(pool, "") {
 			if l.Holder == v.Host || !v.admits(l.Holder) {
@@ -37,8 +37,12 @@ func planBlocks(s *segment, parent string, v View, d *Desired) {
 			}
 			via := v.vtepOf(l.Holder)
 			dev := v.onLink(via, parent)
-			if dev == "" || via.Is4() != l.Block.Addr().Is4() {
-				away[l.Holder]++
+			switch {
+			case via.IsValid() && via.Is4() != l.Block.Addr().Is4():
+				away[l.Holder] = fmt.Sprintf("%s is not of the family of %s", via, pool)
+				continue
+			case dev == "":
+				away[l.Holder] = fmt.Sprintf("%s is in no subnet of parent %s", addrText(via), parent)
 				continue
 			}
 			route := kernel.FIB{Dst: l.Block, Via: via, Dev: dev}
@@ -55,8 +59,8 @@ func planBlocks(s *segment, parent string, v View, d *Desired) {
 	for _, host := range slices.SortedFunc(maps.Keys(away), func(a, b cluster.HostID) int { return cmp.Compare(v.name(a), v.name(b)) }) {
 		d.Problems = append(d.Problems, Problem{
 			Network: poolNames(s.Pools),
-			Cause:   fmt.Sprintf("no route leads to the containers on %s, whose address (%s) is in no LAN of parent %s", v.name(host), addrText(v.vtepOf(host)), parent),
-			Remedy:  "have the router of the LAN lead the blocks of isthmus ipam there",
+			Cause:   fmt.Sprintf("this host routes nothing to the containers on %s: its address %s", v.name(host), away[host]),
+			Remedy:  "have the router of the LAN lead the blocks there that isthmus ipam lists",
 		})
 	}
 }

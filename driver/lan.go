@@ -32,7 +32,8 @@ func planLAN(s *segment, v View, d *Desired) {
 		d.Problems = append(d.Problems, Problem{Network: poolNames(s.Pools), Cause: "its containers on this host stay in the LAN, though others are not told of them", Remedy: v.Detached})
 	}
 	for _, l := range g.VLANs {
-		if _, made := v.device(l.Name); made || g.Fault == nil {
+		_, made := v.device(l.Name)
+		if _, taken := d.State[l.Key()]; !taken && (made || g.Fault == nil) {
 			d.State.Put(l)
 			d.Devices[l.Name] = s
 		}

@@ -15,6 +15,7 @@ import (
 type ground struct {
 	Link  string          // that the containers' interfaces stand on
 	Dev   kernel.Device   // as it is, or will be once its VLANs are made
+	Base  string          // what those VLANs stand on, or Link itself
 	VLANs []kernel.Link   // that isthmus makes, outer before inner
 	Heed  []string        // links of others whose changes matter
 	Alone []kernel.Object // instead of all that: links of a network that has no parent
@@ -92,10 +93,10 @@ func (v View) ground(n Network) ground {
 			g.Fault = faulty("use "+v.suggest(), "parent %s is a link that isthmus made for itself", base)
 			return g
 		case !tagged && len(tags) == 0:
-			g.Fault = faulty("use "+v.suggest()+", or -o parent.HOST= where hosts differ", "parent %s does not exist on this host", base)
+			g.Fault = faulty("use "+v.suggest()+", and -o parent.HOST= where hosts differ", "parent %s does not exist on this host", base)
 			return g
 		case !tagged:
-			g.Fault = faulty("use a VLAN of "+v.suggest(), "parent %s does not exist on this host, and neither does %s", g.Link, base)
+			g.Fault = faulty("use a VLAN of "+v.suggest()+", and -o parent.HOST= where hosts differ", "parent %s does not exist on this host, and neither does %s", g.Link, base)
 			return g
 		case vid < 1 || vid > 4094:
 			g.Fault = faulty("a VLAN is a number from 1 to 4094", "parent %s does not exist on this host, and %d is no VLAN that could be made on %s", base, vid, below)
@@ -111,7 +112,7 @@ func (v View) ground(n Network) ground {
 			tags[i].Proto = n.Options.VLANProtocol
 		}
 	}
-	g.VLANs = tags
+	g.VLANs, g.Base = tags, base
 	if len(tags) == 0 {
 		return g
 	}
@@ -184,11 +185,11 @@ func (v View) suggest() string {
 	}
 	switch len(names) {
 	case 0:
-		return "an Ethernet interface of this host as -o parent="
+		return "an Ethernet interface of this host"
 	case 1:
-		return "-o parent=" + names[0]
+		return names[0]
 	}
-	return "-o parent= with one of " + strings.Join(names, ", ")
+	return "one of " + strings.Join(names, ", ")
 }
 
 // port explains that a link is the port of another one, which gets its frames.
@@ -374,12 +375,12 @@ func (g ground) ailments(n Network) []*fault {
 	}
 	switch {
 	case !dev.Up:
-		out = append(out, faulty("ip link set "+dev.Name+" up", "parent %s is down: its containers are cut off", dev.Name))
+		out = append(out, faulty("ip link set "+g.Base+" up", "parent %s is down: its containers are cut off", g.Base))
 	case !dev.Carrier:
-		out = append(out, faulty("look at its cable and switch port", "parent %s has no carrier: its containers reach nobody outside of this host", dev.Name))
+		out = append(out, faulty("look at its cable and switch port", "parent %s has no carrier: its containers reach nobody outside of this host", g.Base))
 	}
 	if n.Def.MTU > dev.MTU && dev.MTU > 0 {
-		out = append(out, faulty("raise that of "+dev.Name+", or create the network with -o mtu="+fmt.Sprint(dev.MTU), "parent %s carries %d bytes, so its MTU is not %d", dev.Name, dev.MTU, n.Def.MTU))
+		out = append(out, faulty("raise that of "+g.Base+", or create the network with -o mtu="+fmt.Sprint(dev.MTU), "parent %s carries %d bytes, so its MTU is not %d", dev.Name, dev.MTU, n.Def.MTU))
 	}
 	if want.kind == kernel.Macvlan && !want.alone() {
 		if f := filtered(dev, false); f != nil {

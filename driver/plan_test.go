@@ -72,7 +72,23 @@ func render(d Desired) string {
 		fmt.Fprintln(&b, d.State[k])
 	}
 	for _, h := range d.Handovers {
-		fmt.Fprintf(&b, "handover %s below %s sandbox %s name %q addrs %v\n", h.Link.Name, h.Below(), h.Sandbox, h.Name, h.Addrs)
+		fmt.Fprintf(&b, "handover %s below %s sandbox %s name %q addrs %v", h.Link.Name, h.Below(), h.Sandbox, h.Name, h.Addrs)
+		for _, r := range h.Routes {
+			fmt.Fprintf(&b, " route %s", r.Dst)
+			if r.Via.IsValid() {
+				fmt.Fprintf(&b, " via %s", r.Via)
+			}
+		}
+		if h.seen {
+			b.WriteString(" seen")
+		}
+		if h.blocked != nil {
+			b.WriteString(" blocked")
+		}
+		fmt.Fprintln(&b)
+	}
+	for _, link := range d.Heed {
+		fmt.Fprintln(&b, "heed", link)
 	}
 	for _, link := range slices.Sorted(maps.Keys(d.Left)) {
 		fmt.Fprintln(&b, "left", link)
@@ -116,12 +132,21 @@ func render(d Desired) string {
 //	claim 5 pool 10.1.0.0/16 block 10.1.0.0/29
 //	stranger eth0 sandbox /s/x below is-p0123456789 master is-b4097 ip 10.1.0.9/16 mac 02:00:00:00:01:09 lease 5
 //
+// for networks in a LAN
+//
+//	network lan pool 10.1.0.0/16 id 1 mode macvlan submode private flag private vlan 50 parent eth0.50 gateway 10.1.0.1
+//	    source MAC bcqueue 2000 access on host 10.1.0.9 internal yes tag 802.1ad
+//	link eth0 kind device mtu 1500 mac 02:00:00:00:00:01 addr 192.0.2.1/24 down yes carrier no master br0 masterkind bridge
+//	    parent eth0 vid 50 ours yes loopback yes wireless yes driver ena
+//	child eth0 of eth0 kind macvlan mode bridge flag bridge sandbox /s/web ours yes
+//	stranger eth0 sandbox /s/x kind ipvlan below eth0 link is-e0123456789 ip 10.1.0.9/16
+//
 // and what the cluster agreed, as of an index:
 //
 //	registry 100
 //	registered host2 vtep 192.0.2.2 session 9 tombstone yes
 //	lease 6 pool 10.1.0.0/16 block 10.1.0.0/29 without 10.1.0.4 holder host2
-//	agreed 2 pool 10.2.0.0/16 vni 4098
+//	agreed 2 pool 10.2.0.0/16 vni 4098 mode vxlan
 func parseScenario(t *testing.T, text string) (*Intent, View) {
 	t.Helper()
 	in := &Intent{Networks: map[string]Network{}, Endpoints: map[string]Endpoint{}}
@@ -147,6 +172,9 @@ func parseScenario(t *testing.T, text string) (*Intent, View) {
 			return n
 		}
 		mac := func() cluster.MAC {
+			if get("mac") == "" {
+				return cluster.MAC{}
+			}
 			m, err := cluster.ParseMAC(get("mac"))
 			if err != nil {
 				t.Fatalf("line %d: %v", number+1, err)
@@ -172,6 +200,7 @@ func parseScenario(t *testing.T, text string) (*Intent, View) {
 		case "stranger":
 			s := Tenant{Lease4: uint64(num("lease")), Lease6: uint64(num("lease6"))}
 			s.Name, s.Sandbox, s.Below, s.Master, s.MAC, s.Kind = name, get("sandbox"), get("below"), get("master"), mac(), kernel.Macvlan
+			s.Kind, s.Link = kernel.Kind(cmp.Or(get("kind"), "macvlan")), get("link")
 			if s.Master != "" {
 				s.Kind = kernel.Veth
 			}
@@ -191,7 +220,20 @@ func parseScenario(t *testing.T, text string) (*Intent, View) {
 			reg.Leases[l.ID] = l
 		case "agreed":
 			id := uint32(value())
-			reg.Networks[id] = cluster.Network{ID: id, Pools: keys, Def: cluster.Definition{Mode: "vxlan", VNI: uint32(num("vni"))}}
+			reg.Networks[id] = cluster.Network{ID: id, Pools: keys, Def: cluster.Definition{Mode: cmp.Or(get("mode"), "vxlan"), VNI: uint32(num("vni")), Submode: get("submode")}}
+		case "link":
+			dev := kernel.Device{
+				Name: name, Kind: kernel.Kind(cmp.Or(get("kind"), "device")), MTU: num("mtu"), MAC: mac(), Loopback: get("loopback") != "",
+				Up: get("down") == "", Carrier: get("carrier") != "no", Parent: get("parent"), Master: get("master"), MasterKind: kernel.Kind(get("masterkind")),
+				VID: uint16(num("vid")), Ours: get("ours") != "", Wireless: get("wireless") != "", Driver: get("driver"),
+			}
+			for _, a := range args["addr"] {
+				dev.Addrs = append(dev.Addrs, netip.MustParsePrefix(a))
+			}
+			v.Links = append(v.Links, dev)
+		case "child":
+			i := slices.IndexFunc(v.Links, func(d kernel.Device) bool { return d.Name == get("of") })
+			v.Links[i].Children = append(v.Links[i].Children, kernel.Child{Name: name, Kind: kernel.Kind(get("kind")), Mode: get("mode"), Flag: get("flag"), Sandbox: get("sandbox"), Ours: get("ours") != ""})
 		case "self", "host":
 			info := cluster.HostInfo{Name: name, MTU: num("mtu")}
 			if get("vtep") != "" {
@@ -206,8 +248,17 @@ func parseScenario(t *testing.T, text string) (*Intent, View) {
 		case "path":
 			v.Paths[cluster.HostID(name)] = num("fits")
 		case "network":
-			n := Network{ID: name, Cluster: uint32(num("id")), Def: cluster.Definition{Mode: "vxlan", VNI: uint32(num("vni")), MTU: num("mtu"), ARP: get("arp"), BUM: get("bum")}}
-			n.Options = Options{Mode: "vxlan", Attach: get("attach")}
+			n := Network{ID: name, Cluster: uint32(num("id")), Def: cluster.Definition{Mode: cmp.Or(get("mode"), "vxlan"), VNI: uint32(num("vni")), MTU: num("mtu"), ARP: get("arp"), BUM: get("bum"), Submode: get("submode"), Flag: get("flag"), VLAN: get("vlan")}}
+			n.Options = Options{
+				Mode: n.Def.Mode, Attach: get("attach"), Parent: get("parent"), VLANProtocol: get("tag"), Source: get("source"),
+				BCQueue: num("bcqueue"), HostAccess: get("access") == "on", Internal: get("internal") != "",
+			}
+			for _, a := range args["gateway"] {
+				n.Gateways = append(n.Gateways, netip.MustParseAddr(a))
+			}
+			for _, a := range args["host"] {
+				n.HostAddrs = append(n.HostAddrs, netip.MustParseAddr(a))
+			}
 			n.Pools = keys
 			in.Networks[name] = n
 		case "endpoint":
@@ -237,6 +288,7 @@ func parseScenario(t *testing.T, text string) (*Intent, View) {
 			t.Fatalf("line %d: unknown word %q", number+1, kind)
 		}
 	}
+	slices.SortFunc(v.Links, func(a, b kernel.Device) int { return strings.Compare(a.Name, b.Name) })
 	for _, name := range slices.Sorted(maps.Keys(streams)) {
 		v.Streams = append(v.Streams, *streams[name])
 	}

@@ -42,7 +42,7 @@ func (s survey) check(n Network, def cluster.Definition, by string) error {
 	n.Def = def
 	g := s.ground(n)
 	if n.Options.Parent == "" && !n.Options.Internal {
-		return fmt.Errorf("mode %s needs a parent: %s, or --internal for a network of this host alone", def.Mode, s.suggest())
+		return fmt.Errorf("mode %s needs a parent: add -o parent= with %s, or --internal for a network of this host alone", def.Mode, s.suggest())
 	}
 	if f := s.shares(n, g, s.held, s.fresh); f != nil {
 		return f
