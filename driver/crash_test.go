@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -81,6 +82,13 @@ func (f *fuse) Observe(ctx context.Context, h kernel.Handover) (string, error) {
 	return f.Kernel.Observe(ctx, h)
 }
 
+func (f *fuse) Links(ctx context.Context) ([]kernel.Device, error) {
+	if f.dead() {
+		return nil, errDead
+	}
+	return f.Kernel.Links(ctx)
+}
+
 // docker is what Docker believes, and does whatever the plugin answers.
 type docker struct {
 	*host
@@ -88,8 +96,8 @@ type docker struct {
 	running  map[string]string // address by container
 }
 
-func (d *docker) create(id, subnet, attach string) {
-	if d.host.create(id, []string{subnet}, "attach="+attach) == nil {
+func (d *docker) create(id, subnet, options string) {
+	if d.host.create(id, []string{subnet}, strings.Fields(options)...) == nil {
 		d.networks[id] = subnet
 	}
 }
@@ -188,13 +196,19 @@ func (d *docker) clear() {
 	})
 }
 
+// kinds are networks that have little in common, as the options of each.
+var kinds = []string{
+	"attach=macvlan", "attach=bridge",
+	"mode=macvlan parent=eth1.50 host_access=on", "mode=ipvlan ipvlan_mode=l3 parent=eth2.60.7 host_access=on",
+}
+
 // TestCrashAnywhere kills the plugin at every single step of two containers'
 // lives, starts it again, and expects the running ones unharmed, the rest gone.
 func TestCrashAnywhere(t *testing.T) {
-	for _, attach := range []string{"macvlan", "bridge"} {
+	for _, options := range kinds {
 		for step := 1; ; step++ {
-			if !crashAt(t, attach, step) {
-				t.Logf("attach=%s: %d steps", attach, step-1)
+			if !crashAt(t, options, step) {
+				t.Logf("%s: %d steps", options, step-1)
 				if step < 20 {
 					t.Fatalf("only %d steps: the script does not work", step-1)
 				}
@@ -204,19 +218,21 @@ func TestCrashAnywhere(t *testing.T) {
 	}
 }
 
-func crashAt(t *testing.T, attach string, step int) (burnt bool) {
+func crashAt(t *testing.T, options string, step int) (burnt bool) {
 	h := newHost(t, t.TempDir())
 	f := &fuse{Kernel: h.kernel, left: step}
 	h.door = f
 	f.burn = func() { h.db.Close() }
 	h.heard.say("host2", remote(1, "remote", "172.16.0.9", "02:00:00:00:02:09"))
+	h.kernel.SetDevice(nic("eth1"))
+	h.kernel.SetDevice(nic("eth2"))
 	h.start(hasty)
 	d := &docker{host: h, networks: map[string]string{}, running: map[string]string{}}
-	d.create("network", "10.1.0.0/16", attach)
+	d.create("network", "10.1.0.0/16", options)
 	d.start("web", "network", "10.1.0.2/16")
 	d.start("db", "network", "10.1.0.3/16")
 	if !f.burnt() {
-		h.kernel.Delete(link("is-v4097"))
+		h.kernel.Delete(link("is-v4097"), link("eth1.50"), link("eth2.60"))
 	}
 	_ = h.Sync(context.Background(), 0)
 	d.end("web")
@@ -241,17 +257,19 @@ func TestAnything(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := newHost(t, dir)
 		h.path += fmt.Sprint(rapid.Uint64().Draw(t, "file"))
+		h.kernel.SetDevice(nic("eth1"))
+		h.kernel.SetDevice(nic("eth2"))
 		h.start(hasty)
 		d := &docker{host: h, networks: map[string]string{}, running: map[string]string{}}
 		defer func() { h.stop() }()
 		number := 0
-		steps := rapid.SliceOfN(rapid.IntRange(0, 9), 1, 12).Draw(t, "steps")
+		steps := rapid.SliceOfN(rapid.IntRange(0, 10), 1, 12).Draw(t, "steps")
 		for _, s := range steps {
-			n := rapid.IntRange(1, 2).Draw(t, "network")
+			n := rapid.IntRange(1, len(kinds)).Draw(t, "network")
 			id := fmt.Sprint("network", n)
 			switch s {
 			case 0, 1:
-				d.create(id, fmt.Sprintf("10.%d.0.0/16", n), []string{"macvlan", "bridge"}[n-1])
+				d.create(id, fmt.Sprintf("10.%d.0.0/16", n), kinds[n-1])
 			case 2, 3, 4:
 				if d.networks[id] != "" {
 					number++
@@ -276,20 +294,35 @@ func TestAnything(t *testing.T) {
 			case 8:
 				state, _ := h.kernel.Dump(context.Background())
 				for key := range state {
-					if strings.HasPrefix(key.Dev, "is-v") || strings.HasPrefix(key.Dev, "is-b") {
+					if slices.ContainsFunc([]string{"is-v", "is-b", "is-h", "eth"}, func(begin string) bool { return strings.HasPrefix(key.Dev, begin) }) {
 						h.kernel.Delete(key)
 						break
 					}
+				}
+			case 10:
+				switch nic := nic("eth" + fmt.Sprint(rapid.IntRange(1, 2).Draw(t, "parent"))); rapid.IntRange(0, 3).Draw(t, "accident") {
+				case 0:
+					h.kernel.RemoveDevice(nic.Name)
+				case 1:
+					nic.Up = false
+					h.kernel.SetDevice(nic)
+				case 2:
+					nic.MTU = 1300
+					h.kernel.SetDevice(nic)
+				default:
+					h.kernel.SetDevice(nic)
 				}
 			case 9:
 				if rapid.Bool().Draw(t, "restart") {
 					h.restart(hasty)
 				} else {
-					h.kernel.Fail(rapid.IntRange(1, 4).Draw(t, "faults"), rapid.SampledFrom([]string{"add", "del", "hand", "mend", "dump", "observe"}).Draw(t, "what"), errors.New("bad luck"))
+					h.kernel.Fail(rapid.IntRange(1, 4).Draw(t, "faults"), rapid.SampledFrom([]string{"add", "del", "hand", "mend", "dump", "observe", "links"}).Draw(t, "what"), errors.New("bad luck"))
 				}
 			}
 		}
 		h.kernel.Heal()
+		h.kernel.SetDevice(nic("eth1"))
+		h.kernel.SetDevice(nic("eth2"))
 		h.restart(impatient)
 		d.heal()
 		d.clear()
