@@ -44,7 +44,22 @@
 // # Modes
 //
 // A mode is one file: a name, the options that belong to it, and a pure plan.
-// The registry is the slice literal in mode.go.
+// The registry is the slice literal in mode.go. There are two kinds (fenced in
+// mode.go):
+//
+//	tunnels   vxlan: this host's containers reach others as Plan leads them
+//	LAN       macvlan, ipvlan: they stand on a parent, and the LAN does the rest
+//
+// In a LAN, what matters is what the network stands on (ground, parent.go): links
+// of the host that are mostly somebody else's, seen by Kernel.Links at the start of
+// each pass. The same pure checks refuse a network when it is created (survey.go)
+// and are its Problems afterwards; a network that cannot stand is left as it is,
+// and its containers' interfaces are not made until it can. Records are published
+// all the same: of names, of duplicates, and of MACs for macvlan_mode=source.
+//
+// With host_access (shim.go) the host has an address of the cluster's in a
+// network. It is kept in intent, and address management finds out by Live when it
+// is used no more.
 //
 // # Traps
 //
@@ -57,6 +72,12 @@
 //   - Nothing remote-derived is removed before the news have settled: a plugin
 //     that just started knows of no remote endpoint, and the kernel still does.
 //     What leads to a host that the cluster forgot goes even so.
+//   - An ipvlan interface, and one in mode passthru, has the MAC of its parent. It
+//     is known by the name that it was handed over with, and a zero MAC says nothing.
+//   - A parent may die and return between two looks. That the interfaces on it
+//     are gone shows in Device.Children, not in the dump.
+//   - A source that is shut out is cut off, so that in mode source nothing is
+//     changed before the news have settled.
 //   - No link is removed before the sandboxes were looked into once.
 //   - Address management asks the driver and the driver asks it: neither may
 //     hold a lock meanwhile that its answers need.

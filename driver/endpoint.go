@@ -285,7 +285,11 @@ func (d *Driver) hand(ctx context.Context, id string) error {
 		return err
 	}
 	defer d.loop.unlock()
-	h, ok := Plan(d.store.intent().around(id), d.view()).ends[id]
+	in, v := d.store.intent().around(id), d.view()
+	if n := in.Networks[in.Endpoints[id].Network]; n.Def.Submode != "source" {
+		v.Streams = nil // who else is there does not matter, and may be many
+	}
+	h, ok := Plan(in, v).ends[id]
 	switch {
 	case !ok:
 		return fmt.Errorf("endpoint %s was deleted meanwhile", short(id))
