@@ -179,7 +179,7 @@ func (v View) vlan(g ground) string {
 func (v View) suggest() string {
 	var names []string
 	for _, d := range v.Links {
-		if !d.Ours && unfit(d, v) == nil && d.Master == "" && d.Kind != kernel.Veth && d.Kind != kernel.Bridge && d.Kind != kernel.Dummy {
+		if !d.Ours && unfit(d, v) == nil && d.Master == "" && !strings.HasPrefix(d.Name, "veth") && d.Kind != kernel.Bridge && d.Kind != kernel.Dummy {
 			names = append(names, d.Name)
 		}
 	}
@@ -209,7 +209,7 @@ func unfit(dev kernel.Device, v View) *fault {
 	case dev.MAC.IsZero():
 		return faulty("use an Ethernet interface", "parent %s is no Ethernet interface", dev.Name)
 	case (dev.Kind == kernel.Macvlan || dev.Kind == kernel.IPvlan) && dev.Parent != "":
-		return faulty("use -o parent="+dev.Parent, "parent %s is an %s link itself", dev.Name, dev.Kind)
+		return faulty("use -o parent="+dev.Parent, "parent %s stands on another parent itself, as its %s link", dev.Name, dev.Kind)
 	}
 	return nil
 }

@@ -1,0 +1,70 @@
+package driver
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/isthmus-net/isthmus/driver/kernel"
+)
+
+func TestHostAccess(t *testing.T) {
+	for _, mode := range []string{"mode=macvlan", "mode=ipvlan", "mode=ipvlan ipvlan_mode=l3"} {
+		t.Run(mode, func(t *testing.T) {
+			h := startHost(t)
+			options := append(strings.Fields(mode), "host_access=on")
+			h.lan(options...)
+			shim := shimDevice(pools("10.1.0.0/16", "fd01::/64"))
+			h.contains("link " + shim + " type ")
+			h.contains("addr 10.1.0.9/32 dev " + shim)
+			h.contains("addr fd01::9/128 dev " + shim)
+			pool, mine := pools("10.1.0.0/16")[0], netip.MustParseAddr("10.1.0.9")
+			h.check(h.Live(pool, mine), "its address is free")
+			h.check(!h.Live(pools("10.2.0.0/16")[0], mine), "it is in another pool")
+			h.run("web", "lan", "10.1.0.2/16")
+			h.awaitHas("fib 10.1.0.2/32 dev " + shim + " src 10.1.0.9")
+			if n := h.Networks()[0]; fmt.Sprint(n.Host) != "[10.1.0.9 fd01::9]" {
+				t.Fatalf("status %+v", n)
+			}
+			// A restart asks nobody, and what is deleted by hand comes back.
+			asked := h.hosts.asked
+			h.hosts.fail(errors.New("no answer"))
+			h.restart(hasty)
+			h.kernel.Delete(kernel.Link{Name: shim}.Key())
+			h.awaitHas("fib 10.1.0.2/32 dev " + shim + " src 10.1.0.9")
+			h.check(h.hosts.asked == asked, "it asked again")
+			h.hosts.fail(nil)
+			// Another Docker network that is the same has the same address.
+			h.ok(h.create("same", []string{"10.1.0.0/16", "fd01::/64"}, append([]string{"parent=eth1"}, options...)...))
+			h.check(h.hosts.asked == asked, "it asked for a second address")
+			h.ends("web")
+			h.lacks("fib ")
+			h.ok(h.delete("lan"))
+			h.contains("addr 10.1.0.9/32")
+			h.check(h.hosts.held() == 2, "the address was given back")
+			h.ok(h.delete("same"))
+			h.clean()
+			h.check(h.hosts.held() == 0, "the address was not given back")
+			h.check(!h.Live(pool, mine), "its address is still live")
+		})
+	}
+}
+
+func TestHostAccessIsGivenBackAnyhow(t *testing.T) {
+	h := startHost(t)
+	h.lan("mode=macvlan", "host_access=on")
+	h.hosts.fail(errors.New("no answer"))
+	h.ok(h.delete("lan"))
+	h.check(!h.Live(pools("10.1.0.0/16")[0], netip.MustParseAddr("10.1.0.9")), "it is still live")
+	h.hosts.fail(nil)
+	h.lan("mode=macvlan", "host_access=on")
+	_, err := h.Forget(anyContext, "10.1.0.0/16")
+	h.ok(err)
+	h.check(h.hosts.held() == 0, "it was not given back")
+	h.clean()
+	h.lan("mode=macvlan", "host_access=on", "parent=eth1.5")
+	h.ok(h.Reset(anyContext))
+	h.clean()
+}
