@@ -46,7 +46,13 @@ func (d *Driver) CreateNetwork(ctx context.Context, r *network.CreateNetworkRequ
 		if !slices.Equal(old.Pools, n.Pools) || old.Options != n.Options {
 			return fmt.Errorf("create network: %s exists already with other subnets or options: remove it first", short(n.ID))
 		}
-		return d.Sync(ctx, old.Cluster)
+		if err := d.Sync(ctx, old.Cluster); err != nil {
+			return err
+		}
+		if _, err := d.accommodate(ctx, old); err != nil {
+			return fmt.Errorf("create network: %w", err)
+		}
+		return nil
 	}
 	if err := d.createNetwork(ctx, n); err != nil {
 		return fmt.Errorf("create network: %w", err)
@@ -85,6 +91,9 @@ func (d *Driver) createNetwork(ctx context.Context, n Network) error {
 		err = d.Sync(ctx, n.Cluster)
 	}
 	if err == nil {
+		n, err = d.accommodate(ctx, n)
+	}
+	if err == nil {
 		return nil
 	}
 	// Undo by the same path; the cluster hears of it in the background.
@@ -117,9 +126,6 @@ func (d *Driver) storeNetwork(ctx context.Context, n Network, asked cluster.Defi
 	}
 	if !n.Options.Foreign {
 		if err := d.cfg.Addresses.Prepare(ctx, n.Pools); err != nil {
-			return n, err
-		}
-		if n.HostAddrs, err = d.hostAddrs(ctx, n); err != nil {
 			return n, err
 		}
 	}

@@ -356,6 +356,7 @@ func (f *fakeAddresses) Holds(p cluster.PoolKey) bool               { return p.S
 type fakeHosts struct {
 	mu    sync.Mutex
 	err   error
+	ask   func(cluster.PoolKey) // called before an answer
 	given map[netip.Addr]bool
 	asked int
 }
@@ -364,6 +365,9 @@ func (f *fakeHosts) HostAddress(_ context.Context, p cluster.PoolKey) (netip.Add
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.asked++
+	if f.ask != nil {
+		f.ask(p)
+	}
 	if f.err != nil {
 		return netip.Addr{}, f.err
 	}

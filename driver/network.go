@@ -108,6 +108,9 @@ func (in *Intent) held() []held {
 			h = &held{Network: n}
 			byID[n.Cluster] = h
 		}
+		if len(h.HostAddrs) == 0 {
+			h.HostAddrs = n.HostAddrs
+		}
 		h.docker = append(h.docker, id)
 	}
 	for _, id := range slices.Sorted(maps.Keys(in.Endpoints)) {

@@ -18,7 +18,14 @@ import (
 
 // planShim adds the host's own interface in a network, where it was asked for.
 func planShim(s *segment, g ground, v View, d *Desired) {
-	if !s.Options.HostAccess || len(s.HostAddrs) == 0 {
+	if !s.Options.HostAccess {
+		return
+	}
+	if len(s.HostAddrs) == 0 {
+		d.Problems = append(d.Problems, Problem{
+			Network: poolNames(s.Pools), Cause: "this host has no address in it, so that it and its containers do not reach each other",
+			Remedy: "remove the network here and create it again",
+		})
 		return
 	}
 	kin := tenureOf(s.Def)
@@ -78,12 +85,38 @@ func checkAccess(n Network, have bool) error {
 	return nil
 }
 
+// accommodate gives the host its addresses in a network that stands, so that the
+// LAN can be asked whether they are free.
+func (d *Driver) accommodate(ctx context.Context, n Network) (Network, error) {
+	if !n.Options.HostAccess || len(n.HostAddrs) > 0 {
+		return n, nil
+	}
+	if err := d.lookAtLinks(ctx); err != nil { // its VLAN may be a moment old
+		return n, err
+	}
+	var err error
+	if n.HostAddrs, err = d.hostAddrs(ctx, n); err != nil {
+		return n, err
+	}
+	err = d.store.edit(func(in *Intent) error {
+		now, ok := in.Networks[n.ID]
+		if !ok {
+			return fmt.Errorf("network %s was removed meanwhile", short(n.ID))
+		}
+		now.HostAddrs = n.HostAddrs
+		in.Networks[n.ID] = now
+		return nil
+	})
+	if err != nil {
+		d.releaseHost(ctx, n.Pools, n.HostAddrs)
+		return n, err
+	}
+	return n, d.Sync(ctx, n.Cluster)
+}
+
 // hostAddrs returns the host's own addresses in a network: those that it has
 // already by another Docker network that is the same, or new ones.
 func (d *Driver) hostAddrs(ctx context.Context, n Network) ([]netip.Addr, error) {
-	if !n.Options.HostAccess {
-		return nil, nil
-	}
 	for _, other := range d.store.intent().Networks {
 		if slices.Equal(other.Pools, n.Pools) && len(other.HostAddrs) > 0 {
 			return other.HostAddrs, nil

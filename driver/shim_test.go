@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/driver/kernel"
 )
 
@@ -67,4 +68,25 @@ func TestHostAccessIsGivenBackAnyhow(t *testing.T) {
 	h.lan("mode=macvlan", "host_access=on", "parent=eth1.5")
 	h.ok(h.Reset(anyContext))
 	h.clean()
+}
+
+// TestHostAccessIsProbed: the LAN can be asked before the host gets an address,
+// in a VLAN that was made for the network too; and the host gets it after a crash.
+func TestHostAccessIsProbed(t *testing.T) {
+	h := startHost(t)
+	var lan string
+	h.hosts.ask = func(p cluster.PoolKey) { lan, _ = h.LAN(p) }
+	h.lan("mode=macvlan", "parent=eth1.50", "host_access=on")
+	h.check(lan == "eth1.50", "asked in the LAN of "+lan)
+	h.stop()
+	h.edit(func(in *Intent) {
+		n := in.Networks["lan"]
+		n.HostAddrs = nil
+		in.Networks["lan"] = n
+	})
+	h.start(hasty)
+	h.await("it is a problem", h.problem("this host has no address in it"))
+	h.lan("mode=macvlan", "parent=eth1.50", "host_access=on") // Docker tries again
+	h.contains("addr 10.1.0.9/32")
+	h.check(len(h.Status().Problems) == 0, "it still is a problem")
 }
