@@ -32,7 +32,7 @@ const kernelPackage = "linux-image-cloud-amd64"
 // drags in as much as all else and has nothing to do with the kernel.
 func packages(release string) []string {
 	list := slices.DeleteFunc(tree.HostPackages(release), func(p string) bool { return p == "docker-compose" })
-	return append(list, kernelPackage, "docker-registry", "busybox-static", "tcpdump", "ethtool", "dnsmasq-base")
+	return append(list, kernelPackage, "docker-registry", "busybox-static", "tcpdump", "ethtool", "dnsmasq-base", "iputils-ping")
 }
 
 // DiskOf returns the disk of a release, such as bookworm with Linux 6.1 or trixie

@@ -82,7 +82,7 @@ func Run(ctx context.Context, d Disk, payload, console string, jobs []Job, r Rea
 			err = context.Cause(ctx)
 		}
 		said, _ := os.ReadFile(console)
-		return fmt.Errorf("machine with Debian %s: %w; the end of its console:\n%s", d.Release, err, tail(said, 15))
+		return fmt.Errorf("machine with Debian %s: %w; the end of its console:\n%s", d.Release, err, tail(said, 40))
 	}
 	return nil
 }
