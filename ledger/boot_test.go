@@ -253,8 +253,8 @@ func TestMachineIsStoredWithTheSession(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, "host1").on(cluster.Machine{ID: "m1"}).fresh()
 	n.await("the session is stored", func() bool {
-		n.mu.Lock()
-		defer n.mu.Unlock()
+		n.Ledger.mu.Lock() // n.mu is the node's own
+		defer n.Ledger.mu.Unlock()
 		return n.stands.Session != 0
 	})
 	n.kill()
