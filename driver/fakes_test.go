@@ -21,6 +21,7 @@ type fakeHeard struct {
 	published []cluster.Record
 	ever      bool
 	listeners []chan struct{}
+	meanwhile func() // happens once, right after Streams was answered; under mu
 }
 
 func newFakeHeard() *fakeHeard {
@@ -51,7 +52,12 @@ func (f *fakeHeard) change(edit func()) {
 func (f *fakeHeard) Streams() []cluster.Stream {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return slices.Collect(maps.Values(f.streams))
+	out := slices.Collect(maps.Values(f.streams))
+	if f.meanwhile != nil {
+		f.meanwhile()
+		f.meanwhile = nil
+	}
+	return out
 }
 
 func (f *fakeHeard) Members() []cluster.Member {
