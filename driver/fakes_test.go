@@ -21,7 +21,6 @@ type fakeHeard struct {
 	published []cluster.Record
 	ever      bool
 	listeners []chan struct{}
-	meanwhile func() // happens once, right after Streams was answered; under mu
 }
 
 func newFakeHeard() *fakeHeard {
@@ -52,12 +51,7 @@ func (f *fakeHeard) change(edit func()) {
 func (f *fakeHeard) Streams() []cluster.Stream {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out := slices.Collect(maps.Values(f.streams))
-	if f.meanwhile != nil {
-		f.meanwhile()
-		f.meanwhile = nil
-	}
-	return out
+	return slices.Collect(maps.Values(f.streams))
 }
 
 func (f *fakeHeard) Members() []cluster.Member {
@@ -316,11 +310,15 @@ type fakeAddresses struct {
 	err       error
 	claims    []cluster.Claim
 	listeners []chan struct{}
+	asked     func() // happens when a pass asks for claims, which is after it took its view
 }
 
 func (f *fakeAddresses) Claims() []cluster.Claim {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.asked != nil {
+		f.asked()
+	}
 	return f.claims
 }
 

@@ -66,11 +66,9 @@ func TestSettlesDuringPass(t *testing.T) {
 	h.heard.say("host2", remote(1, "db", "10.1.0.3", "02:00:00:00:02:03"))
 	h.awaitHas("neigh 10.1.0.3")
 	h.stop()
-	h.heard.change(func() {
-		streams := h.heard.streams
-		h.heard.settled, h.heard.streams = false, map[cluster.HostID]cluster.Stream{}
-		h.heard.meanwhile = func() { h.heard.settled, h.heard.streams = true, streams }
-	})
+	streams := h.heard.streams
+	h.heard.change(func() { h.heard.settled, h.heard.streams = false, map[cluster.HostID]cluster.Stream{} })
+	h.addresses.asked = func() { h.heard.change(func() { h.heard.settled, h.heard.streams = true, streams }) }
 	h.kernel.ResetLog()
 	h.start(hasty)
 	h.run("web", "app", "10.1.0.2/16")
