@@ -226,9 +226,7 @@ func (l *loop) pass(ctx context.Context) result {
 	d := l.d
 	l.lookAgain(ctx, time.Now())
 	settled := d.cfg.Heard.Settled() // before the view: by what it lacks after, nothing is known to be gone
-	v := d.view()
-	v.Claims = d.cfg.Addresses.Claims() // not under a lock: whoever is asked may be asking us
-	want := Plan(d.store.intent(), v)
+	want := Plan(d.store.intent(), d.world())
 	l.alarm(want.Problems)
 	for dev, s := range want.Devices {
 		l.devices[dev] = s.Cluster
@@ -240,6 +238,7 @@ func (l *loop) pass(ctx context.Context) result {
 		d.cfg.Heard.Publish(slices.DeleteFunc(want.Records, func(rec cluster.Record) bool { return gone[rec.Endpoint] }))
 		l.listen(want, a.first, time.Now())
 	}
+	l.mute(ctx, want, &r)
 	return r
 }
 

@@ -84,9 +84,16 @@ func (d *Driver) look(ctx context.Context) ([]Tenant, error) {
 	slices.SortFunc(tenants, func(a, b Tenant) int {
 		return cmp.Or(strings.Compare(a.Sandbox, b.Sandbox), strings.Compare(a.Name, b.Name))
 	})
+	muted := map[cluster.MAC]bool{}
+	for _, f := range found {
+		if f.Muted {
+			muted[f.MAC] = true
+		}
+	}
 	strangers := slices.DeleteFunc(slices.Clone(tenants), func(t Tenant) bool { return in.has(t.MAC) || now.has(t.MAC) })
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	maps.Copy(d.muted, muted)
 	if err != nil && d.looked {
 		return tenants, err
 	}

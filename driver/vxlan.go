@@ -59,6 +59,16 @@ func planVXLAN(n *segment, v View, d *Desired) {
 
 	for _, e := range n.endpoints {
 		h := attachVXLAN(n.held, e, n.MTU)
+		switch {
+		case !n.lost[e.ID]:
+		case h.Host.Name != "":
+			h.Host.Down = true
+		default:
+			h.Link.Down = true
+			if e.Sandbox != "" {
+				d.Muted = append(d.Muted, e)
+			}
+		}
 		d.State.Put(h.Link)
 		d.Devices[h.Link.Name] = n
 		if h.Host.Name != "" {

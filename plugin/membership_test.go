@@ -74,16 +74,18 @@ func TestDetachedBy(t *testing.T) {
 		status  ledger.Status
 		boot    cluster.Boot
 		suspect string
+		barred  string
 		want    string
 	}{
-		{"well", ledger.Status{}, cluster.Boot{Settled: true}, "", ""},
-		{"asking", ledger.Status{}, cluster.Boot{}, "not asked yet", ""},
-		{"set back", ledger.Status{}, cluster.Boot{Settled: true}, "set back", "set back"},
-		{"removed", ledger.Status{Refused: cluster.Forgotten, Error: "reset it"}, cluster.Boot{}, "", "reset it"},
-		{"clone", ledger.Status{Refused: cluster.Clone, Error: "a clone"}, cluster.Boot{Settled: true}, "", "a clone"},
-		{"name taken", ledger.Status{Refused: cluster.NameTaken, Error: "taken"}, cluster.Boot{Settled: true}, "", ""},
+		{"well", ledger.Status{}, cluster.Boot{Settled: true}, "", "", ""},
+		{"asking", ledger.Status{}, cluster.Boot{}, "not asked yet", "", ""},
+		{"asking, and rebuilt since", ledger.Status{}, cluster.Boot{}, "rebuilt", "rebuilt", "rebuilt"},
+		{"set back", ledger.Status{}, cluster.Boot{Settled: true}, "set back", "", "set back"},
+		{"removed", ledger.Status{Refused: cluster.Forgotten, Error: "reset it"}, cluster.Boot{}, "", "removed", "reset it"},
+		{"clone", ledger.Status{Refused: cluster.Clone, Error: "a clone"}, cluster.Boot{Settled: true}, "", "", "a clone"},
+		{"name taken", ledger.Status{Refused: cluster.NameTaken, Error: "taken"}, cluster.Boot{Settled: true}, "", "", ""},
 	} {
-		if got := detachedBy(c.status, c.boot, c.suspect); got != c.want {
+		if got := detachedBy(c.status, c.boot, c.suspect, c.barred); got != c.want {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
 	}

@@ -49,7 +49,8 @@ type node struct {
 	driver    *driver.Driver
 	avoid     *avoided
 
-	end chan error // why to end
+	end     chan error // why to end
+	judging sync.Mutex // of trust, see judge
 
 	mu         sync.Mutex
 	below      kernel.Underlay
@@ -149,7 +150,7 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 	n.ipam, err = ipam.Open(ipam.Config{
 		DB:     n.db,
 		Host:   n.id,
-		Ledger: n.ledger,
+		Ledger: copied{n.ledger},
 		Routes: n.avoid.Routes,
 		Recall: n.recall,
 
@@ -179,6 +180,7 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 	if err != nil {
 		return n, err
 	}
+	n.judge()
 	n.adopt(context.Background())
 	transport.Handle(n.transport, recallMethod, n.recalled)
 	transport.Handle(n.transport, claimsMethod, n.serveClaims)

@@ -19,8 +19,9 @@
 // What belongs to Docker is outside that model, and has calls of its own: Hand
 // makes the interface that Docker will move into a sandbox, Observe finds out
 // what Docker called it there, Mend makes it again in the sandbox after the link
-// below it died and took it along, and Tenants lists what of ours is in any
-// sandbox, so that local truth outlives the caller's memory.
+// below it died and took it along, Mute keeps it off the network there, and
+// Tenants lists what of ours is in any sandbox, so that local truth outlives the
+// caller's memory.
 //
 // # Marks
 //

@@ -254,6 +254,7 @@ type Tenant struct {
 	Kind    Kind           // Macvlan or Veth
 	Below   string         // link in the host's namespace: the VXLAN device, or the host end
 	Master  string         // of a host end: its bridge
+	Muted   bool           // see Kernel.Mute
 }
 
 // Route is a route inside a sandbox. An invalid Via means connected.
@@ -295,9 +296,16 @@ type Kernel interface {
 	// reports whether it made one, or finished one that an earlier Mend left
 	// half made. One that is there may have an MTU above that of h: it is lowered.
 	// If h.Name is empty or taken, the lowest free number of its
-	// row is used (eth0, eth1 ...): Observe tells. ErrNoSandbox: the sandbox
-	// is gone, or not there yet.
+	// row is used (eth0, eth1 ...): Observe tells. If h.Link.Down is set, none is
+	// made. ErrNoSandbox: the sandbox is gone, or not there yet.
 	Mend(ctx context.Context, h Handover) (bool, error)
+	// Mute takes the interface with this MAC down inside its sandbox and marks it;
+	// Unmute sets one up again that has the mark, with its addresses. (Routes that
+	// somebody added there are lost.) Both report whether they changed anything.
+	// One that is not there is left alone, and one that Docker has moved there and
+	// not renamed yet is not muted. ErrNoSandbox as above.
+	Mute(ctx context.Context, sandbox string, mac cluster.MAC) (bool, error)
+	Unmute(ctx context.Context, sandbox string, mac cluster.MAC, addrs []netip.Prefix) (bool, error)
 	// Observe returns the name that the interface with this MAC has inside
 	// the sandbox; empty when there is none, or when Docker moved it but did
 	// not rename it yet. ErrNoSandbox as above.

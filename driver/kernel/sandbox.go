@@ -155,6 +155,9 @@ func (k *Linux) Mend(ctx context.Context, h Handover) (bool, error) {
 			return nil
 		}
 		if l == nil {
+			if h.Link.Down {
+				return nil
+			}
 			if err := k.plant(h, ns); err != nil {
 				return err
 			}
@@ -214,19 +217,8 @@ func finish(in *netlink.Handle, l netlink.Link, h Handover) error {
 			return fmt.Errorf("rename to %s: %w", name, err)
 		}
 	}
-	for _, p := range h.Addrs {
-		a := netlink.Addr{IPNet: ipNet(p)}
-		if p.Addr().Is6() {
-			// Docker switches IPv6 off for a sandbox as a whole, and on for each
-			// interface that has an IPv6 address.
-			if err := allowIPv6(name); err != nil {
-				return err
-			}
-			a.Flags = unix.IFA_F_NODAD // the address never left: it is leased to this endpoint
-		}
-		if err := in.AddrReplace(l, &a); err != nil {
-			return fmt.Errorf("add address %s: %w", p, err)
-		}
+	if err := giveAddrs(in, l, name, h.Addrs); err != nil {
+		return err
 	}
 	if err := in.LinkSetUp(l); err != nil {
 		return fmt.Errorf("set up: %w", err)
@@ -242,6 +234,26 @@ func finish(in *netlink.Handle, l netlink.Link, h Handover) error {
 	}
 	if err := in.LinkSetGroup(l, Group); err != nil {
 		return fmt.Errorf("set group: %w", err)
+	}
+	return nil
+}
+
+// giveAddrs gives the interface, of that name by now, addresses that it has
+// already or had before.
+func giveAddrs(in *netlink.Handle, l netlink.Link, name string, addrs []netip.Prefix) error {
+	for _, p := range addrs {
+		a := netlink.Addr{IPNet: ipNet(p)}
+		if p.Addr().Is6() {
+			// Docker switches IPv6 off for a sandbox as a whole, and on for each
+			// interface that has an IPv6 address.
+			if err := allowIPv6(name); err != nil {
+				return err
+			}
+			a.Flags = unix.IFA_F_NODAD // the address never left: it is leased to this endpoint
+		}
+		if err := in.AddrReplace(l, &a); err != nil {
+			return fmt.Errorf("add address %s: %w", p, err)
+		}
 	}
 	return nil
 }
@@ -275,21 +287,27 @@ func freeName(in *netlink.Handle, current string, h Handover) (string, error) {
 // allowIPv6 switches IPv6 on for an interface of the calling thread's network
 // namespace. The thread must be thrown away afterwards.
 func allowIPv6(name string) error {
-	file := "/proc/sys/net/ipv6/conf/" + name + "/disable_ipv6"
-	if b, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(b)) == "0" {
-		return nil
-	}
-	err := os.WriteFile(file, []byte("0"), 0)
-	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
-		// A managed plugin has /proc/sys read-only; a view of one's own is not.
-		if err = ownProc(); err == nil {
-			err = os.WriteFile(file, []byte("0"), 0)
-		}
-	}
-	if err != nil {
+	if err := setIPv6(name, "disable_ipv6", "0"); err != nil {
 		return fmt.Errorf("enable IPv6 on %s: %w", name, err)
 	}
 	return nil
+}
+
+// setIPv6 sets one of the IPv6 settings of an interface of the calling thread's
+// network namespace. The thread must be thrown away afterwards.
+func setIPv6(name, key, value string) error {
+	file := "/proc/sys/net/ipv6/conf/" + name + "/" + key
+	if b, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(b)) == value {
+		return nil
+	}
+	err := os.WriteFile(file, []byte(value), 0)
+	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
+		// A managed plugin has /proc/sys read-only; a view of one's own is not.
+		if err = ownProc(); err == nil {
+			err = os.WriteFile(file, []byte(value), 0)
+		}
+	}
+	return err
 }
 
 // ownProc gives the calling thread a mount namespace with a fresh /proc. Such

@@ -86,7 +86,7 @@ func (k *Linux) tenants(ctx context.Context, sandbox string, below map[int]Link,
 			if !ok || o.Kind == Macvlan && on.Kind != VXLAN || o.Kind == Veth && on.Kind != Veth {
 				continue
 			}
-			t := Tenant{Sandbox: sandbox, Name: a.Name, MAC: o.MAC, Kind: o.Kind, Below: on.Name, Master: on.Master}
+			t := Tenant{Sandbox: sandbox, Name: a.Name, MAC: o.MAC, Kind: o.Kind, Below: on.Name, Master: on.Master, Muted: a.Alias == muted}
 			if o.Kind == Macvlan {
 				t.Master = ""
 			}

@@ -53,10 +53,10 @@ type Freed struct {
 	Name string    `json:"name,omitempty"` // container that had it
 }
 
-// Write is one change of the disk: of the Generation, or of the block with
+// Write is one change of the disk: of Standing, or of the block with
 // number Lease, or, when that is 0, of the address Addr of Pool.
 type Write struct {
-	Generation *Generation // else nil
+	Standing *Standing // else nil
 
 	Lease uint64
 	Block *Block // nil: forgotten
@@ -80,8 +80,8 @@ func newShelf() *Shelf {
 
 // Disk is all that survives a crash. The zero value is an empty disk.
 type Disk struct {
-	Generation Generation
-	Pools      map[cluster.PoolKey]*Shelf
+	Standing Standing
+	Pools    map[cluster.PoolKey]*Shelf
 }
 
 // Shelf returns what is stored of a pool, to be filled by whoever reads a disk.
@@ -101,8 +101,8 @@ func (d *Disk) Shelf(key cluster.PoolKey) *Shelf {
 func (d *Disk) Apply(writes []Write) {
 	for _, w := range writes {
 		switch {
-		case w.Generation != nil:
-			d.Generation = *w.Generation
+		case w.Standing != nil:
+			d.Standing = d.Standing.and(*w.Standing)
 		case w.Lease != 0 && w.Block != nil:
 			d.Shelf(w.Block.Pool).Blocks[w.Lease] = *w.Block
 		case w.Lease != 0:
@@ -125,7 +125,7 @@ func set[V any](m map[netip.Addr]V, a netip.Addr, v *V) {
 
 // Clone copies the disk: a snapshot that can be set back to.
 func (d *Disk) Clone() Disk {
-	out := Disk{Generation: d.Generation, Pools: make(map[cluster.PoolKey]*Shelf, len(d.Pools))}
+	out := Disk{Standing: d.Standing, Pools: make(map[cluster.PoolKey]*Shelf, len(d.Pools))}
 	for key, s := range d.Pools {
 		out.Pools[key] = &Shelf{Blocks: maps.Clone(s.Blocks), Used: maps.Clone(s.Used), Freed: maps.Clone(s.Freed)}
 	}

@@ -20,8 +20,8 @@ type Machine struct {
 	Host cluster.HostID
 
 	// Disk state as of the last Done, with what is volatile about each pool.
-	Pools      map[cluster.PoolKey]*Pool
-	Generation Generation
+	Pools    map[cluster.PoolKey]*Pool
+	Standing Standing
 
 	// Trust in the disk since the start, see Boot.
 	Settled   bool   // the others in reach have been asked
@@ -96,7 +96,7 @@ func New(host cluster.HostID) *Machine { return Load(host, Disk{}) }
 func Load(host cluster.HostID, d Disk) *Machine {
 	m := &Machine{
 		Host:        host,
-		Generation:  d.Generation,
+		Standing:    d.Standing,
 		Pools:       map[cluster.PoolKey]*Pool{},
 		Outstanding: map[uint64]cluster.Command{},
 		Returned:    map[uint64]bool{},
@@ -109,7 +109,7 @@ func Load(host cluster.HostID, d Disk) *Machine {
 			m.Unproven[id] = true
 		}
 	}
-	if m.Generation.open() {
+	if m.Standing.open() {
 		m.unprove()
 	}
 	return m
@@ -126,7 +126,7 @@ func (m *Machine) Disk() Disk {
 }
 
 func (m *Machine) disk() *Disk {
-	d := &Disk{Generation: m.Generation, Pools: make(map[cluster.PoolKey]*Shelf, len(m.Pools))}
+	d := &Disk{Standing: m.Standing, Pools: make(map[cluster.PoolKey]*Shelf, len(m.Pools))}
 	for key, p := range m.Pools {
 		d.Pools[key] = p.Shelf
 	}
@@ -147,9 +147,9 @@ func (m *Machine) Pool(key cluster.PoolKey) *Pool {
 // otherwise.
 func (m *Machine) Done(s Step, err error) {
 	for _, w := range s.Writes {
-		if w.Generation != nil {
+		if w.Standing != nil {
 			if err == nil {
-				m.follow(*w.Generation)
+				m.follow(*w.Standing)
 			}
 			continue
 		}
@@ -174,7 +174,7 @@ func (m *Machine) Done(s Step, err error) {
 			set(p.Freed, w.Addr, w.Freed)
 		}
 	}
-	if s.confirms && err == nil && !m.Generation.open() {
+	if s.confirms && err == nil && !m.Standing.open() {
 		m.Confirmed, m.Settled, m.Doubt = true, true, ""
 	}
 }

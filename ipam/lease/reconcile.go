@@ -76,8 +76,8 @@ func (m *Machine) Reconcile(r *cluster.Registry, contests map[uint64]Contest) (S
 		}
 	}
 	s.confirms = true
-	if held := (Generation{max(m.Generation.Known, r.Gen), r.Gen}); held != m.Generation && max(held.Held, 1) > max(m.Generation.Held, 1) {
-		s.Writes = append(s.Writes, Write{Generation: &held})
+	if held := m.Standing.and(Standing{Known: r.Gen, Held: r.Gen}); max(held.Held, 1) > max(m.Standing.Held, 1) {
+		s.Writes = append(s.Writes, Write{Standing: &held})
 	}
 	return s, errs
 }

@@ -197,6 +197,9 @@ func (f *Fake) mend(h kernel.Handover) (bool, error) {
 		}
 		return false, nil
 	}
+	if h.Link.Down {
+		return false, nil
+	}
 	if err := f.makeEndpoint(h); err != nil {
 		return false, err
 	}

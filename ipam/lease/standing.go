@@ -1,0 +1,104 @@
+package lease
+
+import (
+	"fmt"
+
+	"github.com/isthmus-net/isthmus/cluster"
+)
+
+// Standing is how a host stands with the registry: how far it followed it
+// through being put together again, and whether it is in it. Generation 0 counts
+// as 1: no registry was put together again.
+type Standing struct {
+	Known uint64 `json:"known"` // the newest generation that this host was told of
+	Held  uint64 `json:"held"`  // the newest that all blocks were held against
+	// Forgotten: the cluster took this host out, and may be told that nothing
+	// here uses an address any more. No registry entitles it to anything again.
+	Forgotten bool `json:"forgotten,omitempty"`
+}
+
+// open reports whether the newest registry has not confirmed the blocks yet.
+func (s Standing) open() bool { return s.Forgotten || max(s.Known, 1) > max(s.Held, 1) }
+
+// and is both of two, which were decided at different times.
+func (s Standing) and(t Standing) Standing {
+	return Standing{max(s.Known, t.Known), max(s.Held, t.Held), s.Forgotten || t.Forgotten}
+}
+
+// Rebuilt takes note that the registry was put together again: what a lost log
+// leased may be another's now. From its Done on there is doubt about all blocks
+// until a Reconcile with a registry of that generation, whatever crashes come
+// between, and no answer counts to what was asked of the lost log. A generation
+// that the host was told of before is no news, nor is any for a host that has
+// nothing.
+//
+// The host may be let in by the new registry after Done, and not before.
+func (m *Machine) Rebuilt(gen uint64) Step {
+	next := m.Standing.and(Standing{Known: gen})
+	if m.bare() {
+		next.Held = next.Known
+	}
+	if max(next.Known, 1) == max(m.Standing.Known, 1) {
+		return Step{}
+	}
+	return Step{Writes: []Write{{Standing: &next}}}
+}
+
+// Forgotten takes note that the cluster took this host out. From its Done on
+// nothing here is used, for ever.
+func (m *Machine) Forgotten() Step {
+	if m.Standing.Forgotten {
+		return Step{}
+	}
+	next := m.Standing.and(Standing{Forgotten: true})
+	return Step{Writes: []Write{{Standing: &next}}}
+}
+
+// Barred says why this host must not use anything, as it knows from its own
+// disk; "" if it may.
+func (m *Machine) Barred() string {
+	switch {
+	case m.Standing.Forgotten:
+		return "this host was removed from the cluster: run `isthmus reset` on it, then it joins as a new host"
+	case m.Standing.open():
+		return fmt.Sprintf("the registry of the cluster was rebuilt (generation %d), and has not confirmed the blocks of this host yet", m.Standing.Known)
+	}
+	return ""
+}
+
+// bare reports whether there is nothing that could be held against a registry.
+func (m *Machine) bare() bool {
+	for _, p := range m.Pools {
+		if len(p.Blocks)+len(p.Used)+len(p.busy)+len(p.moving) > 0 {
+			return false
+		}
+	}
+	return len(m.Outstanding) == 0
+}
+
+// follow takes up what is on disk of the standing.
+func (m *Machine) follow(next Standing) {
+	before := m.Standing
+	m.Standing = before.and(next)
+	if m.Standing.open() && (m.Standing.Known > before.Known || !before.open()) {
+		m.unprove()
+	}
+}
+
+// unprove doubts all blocks.
+func (m *Machine) unprove() {
+	m.Confirmed = false
+	m.Doubt = m.Barred()
+	clear(m.Outstanding)
+	for _, p := range m.Pools {
+		for id := range p.Blocks {
+			m.Unproven[id] = true
+		}
+	}
+}
+
+// Outdated reports whether a registry is of a generation before the newest that
+// this host was told of.
+func (m *Machine) Outdated(r *cluster.Registry) bool {
+	return max(r.Gen, 1) < max(m.Standing.Known, 1)
+}
