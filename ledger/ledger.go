@@ -39,8 +39,16 @@ type Config struct {
 	// Claims lists the blocks that this host keeps as active, for its Hello and
 	// for a rebuild. It must not block; nil means none.
 	Claims func() []cluster.Claim
-	Timing Timing // zero fields have their defaults; tests are in more of a hurry
-	Log    logrus.FieldLogger
+	// Prepare makes this host ready to be let in by a registry that was put
+	// together again, by its Gen (2 or more): a log was lost, and what it had
+	// leased to this host may be another's now. When it returns nil, this host
+	// must use nothing until it has held its blocks against a registry of that
+	// Gen, over restarts too. It is called before the first Hello to a Gen in
+	// each run, again after an error, never twice at a time, and is bounded by
+	// ctx: no Hello leaves before. nil means that there is nothing to prepare.
+	Prepare func(ctx context.Context, gen uint64) error
+	Timing  Timing // zero fields have their defaults; tests are in more of a hurry
+	Log     logrus.FieldLogger
 }
 
 // Timing is how patient the voters are.
@@ -74,7 +82,7 @@ type Ledger struct {
 	path    func(to netip.AddrPort) context.Context // how long a path lives, in tests; nil: for ever
 
 	// turn is held by whoever has a request under way: a host has one at a
-	// time. Its holder alone counts requests and says hello.
+	// time. Its holder alone counts requests, prepares and says hello.
 	turn       chan struct{}
 	orders     chan order          // to keepLog
 	rebuilding chan struct{}       // held by whoever rebuilds the log
@@ -82,6 +90,8 @@ type Ledger struct {
 	judging    chan struct{}       // wakes keepMeeting
 	events     chan founding.Event // to seek
 	request    uint64
+	prepared   uint64 // the generation that this run is prepared for
+	told       uint64 // the newest generation that a refusal named
 	nonce      uint64 // of this run
 
 	mu        sync.Mutex

@@ -54,9 +54,9 @@ func (b *box) transmit() {
 	r := b.run
 	m := message{box: b.at, run: r.number, seq: r.out.seq}
 	if r.out.hello {
-		m.kind, m.gen = "hello", max(r.m.Standing.Known, 1)
+		m.kind = "hello"
 		m.cmd = cluster.Command{Host: b.id, Hello: &cluster.Hello{
-			PublicKey: b.key, Nonce: r.nonce, Name: b.name(), VTEP: b.vtep, Address: b.address, Machine: b.machine, Claims: r.m.Claims(),
+			PublicKey: b.key, Nonce: r.nonce, Name: b.name(), VTEP: b.vtep, Address: b.address, Machine: b.machine, Gen: max(r.m.Standing.Known, 1), Claims: r.m.Claims(),
 		}}
 	} else {
 		m.cmd = r.out.msg.Command
@@ -182,16 +182,13 @@ func (b *box) included(id uint64) bool {
 
 func (m message) kindOfAnswer() string { return kindOfCommand(m.cmd) }
 
-// otherGen is the code of a Hello to a registry that was rebuilt since.
-const otherGen cluster.Code = "other-generation"
-
 // greeted takes in the answer to Hello.
 func (b *box) greeted(res cluster.Result) {
 	r := b.run
 	if r.refused = ""; res.Refused != nil {
 		r.refused = res.Refused.Code
-		if r.refused == otherGen {
-			b.told(res.Index)
+		if r.refused == cluster.OtherGen {
+			b.told(res.Refused.Gen)
 		}
 	} else {
 		r.session = res.Index
