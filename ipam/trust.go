@@ -69,7 +69,7 @@ func (i *IPAM) Rebuilt(gen uint64) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if err := i.commit(i.m.Rebuilt(gen)); err != nil {
-		return fmt.Errorf("prepare for the rebuilt registry: %w", err)
+		return fmt.Errorf("store that the registry was rebuilt: %w", err)
 	}
 	i.trustChanged()
 	return nil

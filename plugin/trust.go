@@ -49,13 +49,16 @@ func (n *node) judge() ledger.Status {
 // restarts, it uses nothing until that registry has confirmed its blocks. It
 // must be done before the host is let in there, because others may have been
 // granted what a lost log had leased to it.
-func (n *node) prepare(ctx context.Context, gen uint64, _ *cluster.Registry) error {
+func (n *node) prepare(ctx context.Context, gen uint64) error {
 	if err := n.ipam.Rebuilt(gen); err != nil {
 		return err
 	}
+	if n.ipam.Barred() == "" {
+		return nil // it has nothing to let go of, or was confirmed before
+	}
 	n.judge()
 	if err := n.driver.Sync(ctx, 0); err != nil {
-		return fmt.Errorf("prepare for the rebuilt registry: cut this host's containers off: %w", err)
+		return fmt.Errorf("cut this host's containers off: %w", err)
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ func TestBarred(t *testing.T) {
 		name, want string
 		bar        func(context.Context, *node) error
 	}{
-		{"rebuilt", "the registry of the cluster was rebuilt (generation 2)", func(ctx context.Context, n *node) error { return n.prepare(ctx, 2, nil) }},
+		{"rebuilt", "the registry of the cluster was rebuilt (generation 2)", func(ctx context.Context, n *node) error { return n.prepare(ctx, 2) }},
 		{"removed", "this host was removed from the cluster", func(ctx context.Context, n *node) error {
 			if n.confirm(ctx) {
 				return errors.New("confirmed without a cluster")
