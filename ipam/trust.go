@@ -75,21 +75,8 @@ func (i *IPAM) Rebuilt(gen uint64) error {
 	return nil
 }
 
-// Forgotten takes note that the cluster took this host out: from then on, over
-// restarts, nothing here is used. It is on disk when this returns nil, and must
-// be before the cluster is told that nothing here uses an address any more.
-func (i *IPAM) Forgotten() error {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if err := i.commit(i.m.Forgotten()); err != nil {
-		return fmt.Errorf("note that this host was removed: %w", err)
-	}
-	i.trustChanged()
-	return nil
-}
-
 // Barred says why nothing here may be used, as known from this host's own disk
-// (Rebuilt, Forgotten); "" when there is no such reason. It needs nobody else,
+// (Rebuilt); "" when there is no such reason. It needs nobody else,
 // and so is known from the start.
 func (i *IPAM) Barred() string {
 	i.mu.Lock()

@@ -83,14 +83,9 @@ func detachedBy(st ledger.Status, boot cluster.Boot, suspect, barred string) str
 }
 
 // confirm tells the cluster that took this host out that nothing here is heard
-// any more: what was kept for it is free. That it was taken out is stored before:
-// after a crash, with nobody in reach who knows, it must not be forgotten here.
+// any more: what was kept for it is free. The ledger stores before that it was
+// taken out.
 func (n *node) confirm(ctx context.Context) bool {
-	if err := n.ipam.Forgotten(); err != nil {
-		n.log.WithError(err).Warn("cannot confirm yet that this host's containers are cut off")
-		return false
-	}
-	n.judge()
 	if err := n.driver.Sync(ctx, 0); err != nil {
 		n.log.WithError(err).Debug("cannot confirm yet that this host's containers are cut off")
 		return false
@@ -125,22 +120,4 @@ func (n *node) adopt(ctx context.Context) {
 			log.WithError(err).Warn("an address in a running container cannot be taken as used")
 		}
 	}
-}
-
-// copied is the ledger as address management needs it.
-type copied struct{ *ledger.Ledger }
-
-// copyLook is how often the copy is looked at while it lags.
-const copyLook = 20 * time.Millisecond
-
-// Await waits until the copy of the registry includes an index.
-func (c copied) Await(ctx context.Context, index uint64) error {
-	for c.Registry().Index < index {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(copyLook):
-		}
-	}
-	return nil
 }

@@ -7,22 +7,19 @@ import (
 )
 
 // Standing is how a host stands with the registry: how far it followed it
-// through being put together again, and whether it is in it. Generation 0 counts
-// as 1: no registry was put together again.
+// through being put together again, by its generations. 0 counts as 1: no
+// registry was put together again.
 type Standing struct {
 	Known uint64 `json:"known"` // the newest generation that this host was told of
 	Held  uint64 `json:"held"`  // the newest that all blocks were held against
-	// Forgotten: the cluster took this host out, and may be told that nothing
-	// here uses an address any more. No registry entitles it to anything again.
-	Forgotten bool `json:"forgotten,omitempty"`
 }
 
 // open reports whether the newest registry has not confirmed the blocks yet.
-func (s Standing) open() bool { return s.Forgotten || max(s.Known, 1) > max(s.Held, 1) }
+func (s Standing) open() bool { return max(s.Known, 1) > max(s.Held, 1) }
 
 // and is both of two, which were decided at different times.
 func (s Standing) and(t Standing) Standing {
-	return Standing{max(s.Known, t.Known), max(s.Held, t.Held), s.Forgotten || t.Forgotten}
+	return Standing{max(s.Known, t.Known), max(s.Held, t.Held)}
 }
 
 // Rebuilt takes note that the registry was put together again: what a lost log
@@ -44,26 +41,13 @@ func (m *Machine) Rebuilt(gen uint64) Step {
 	return Step{Writes: []Write{{Standing: &next}}}
 }
 
-// Forgotten takes note that the cluster took this host out. From its Done on
-// nothing here is used, for ever.
-func (m *Machine) Forgotten() Step {
-	if m.Standing.Forgotten {
-		return Step{}
-	}
-	next := m.Standing.and(Standing{Forgotten: true})
-	return Step{Writes: []Write{{Standing: &next}}}
-}
-
 // Barred says why this host must not use anything, as it knows from its own
 // disk; "" if it may.
 func (m *Machine) Barred() string {
-	switch {
-	case m.Standing.Forgotten:
-		return "this host was removed from the cluster: run `isthmus reset` on it, then it joins as a new host"
-	case m.Standing.open():
-		return fmt.Sprintf("the registry of the cluster was rebuilt (generation %d), and has not confirmed the blocks of this host yet", m.Standing.Known)
+	if !m.Standing.open() {
+		return ""
 	}
-	return ""
+	return fmt.Sprintf("the registry of the cluster was rebuilt (generation %d), and has not confirmed the blocks of this host yet", m.Standing.Known)
 }
 
 // bare reports whether there is nothing that could be held against a registry.
@@ -80,7 +64,7 @@ func (m *Machine) bare() bool {
 func (m *Machine) follow(next Standing) {
 	before := m.Standing
 	m.Standing = before.and(next)
-	if m.Standing.open() && (m.Standing.Known > before.Known || !before.open()) {
+	if m.Standing.Known > before.Known && m.Standing.open() {
 		m.unprove()
 	}
 }

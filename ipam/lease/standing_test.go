@@ -134,25 +134,3 @@ func TestLostWhileHandedOut(t *testing.T) {
 		}
 	}
 }
-
-// TestForgottenIsForEver: a host that the cluster took out uses nothing again,
-// whatever registry it sees.
-func TestForgottenIsForEver(t *testing.T) {
-	m := trusted(t, leaseOf(7, "10.0.0.0/29", me))
-	done(t, m)(m.Forgotten(), nil)
-	for range 2 {
-		if m.Gate() == nil || !strings.Contains(m.Barred(), "isthmus reset") {
-			t.Errorf("trusted, barred %q", m.Barred())
-		}
-		if s := m.Forgotten(); len(s.Writes) > 0 {
-			t.Errorf("stored again: %+v", s)
-		}
-		done(t, m)(first(m.Reconcile(registry(20, leaseOf(7, "10.0.0.0/29", me)), nil)))
-		done(t, m)(first(m.Reconcile(ofGeneration(2, registry(20, leaseOf(7, "10.0.0.0/29", me))), nil)))
-		m.Boot(cluster.Boot{Settled: true})
-		if m.Gate() == nil {
-			t.Error("trusted by a registry")
-		}
-		m = Load(me, m.Disk())
-	}
-}
