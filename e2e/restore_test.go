@@ -105,7 +105,7 @@ func restores(t *testing.T, s *site) {
 	if bad := twice(t.Context(), s.Hosts(), "kept"); len(bad) > 0 {
 		t.Error(bad)
 	}
-	if st, err := statusOf(t.Context(), knows); err != nil || strings.Contains(fmt.Sprint(st.Problems), "cut off") {
+	if st, err := statusOf(t.Context(), knows); err != nil || strings.Contains(fmt.Sprint(st.Problems), "its endpoint is cut off") {
 		t.Errorf("%s: %v, %+v; want none of its addresses cut off", knows.Name, err, st.Problems)
 	}
 	eventually(t, 30*time.Second, func() error {

@@ -164,8 +164,12 @@ func (s *site) removeNetwork(t *testing.T, name string, hosts ...*lab.Host) {
 		// said that their container is gone.
 		for begun := time.Now(); ; time.Sleep(200 * time.Millisecond) {
 			_, err := h.Docker(context.Background(), "network", "rm", name)
-			if err == nil || !strings.Contains(err.Error(), "has active endpoints") || time.Since(begun) > 30*time.Second {
+			if err == nil || !strings.Contains(err.Error(), "has active endpoints") {
 				return err
+			}
+			if time.Since(begun) > 30*time.Second {
+				left, _ := h.Docker(context.Background(), "network", "inspect", "-f", "{{json .Containers}}", name)
+				return fmt.Errorf("%w: %s", err, left)
 			}
 		}
 	})
