@@ -228,7 +228,7 @@ func (l *Ledger) sayHello(ctx context.Context, id cluster.ID) error {
 	departed := l.departed
 	l.mu.Unlock()
 	if departed {
-		return errors.New("this host is leaving the cluster, or has left it: it joins again when it is started anew")
+		return errors.New("this host left the cluster, or is about to: it joins again when it is started anew")
 	}
 	for {
 		if err := l.prepare(ctx); err != nil {
