@@ -3,6 +3,7 @@ package driver
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -234,6 +235,10 @@ func (d *Driver) remoteHolder(pool cluster.PoolKey, addr netip.Addr) string {
 	return ""
 }
 
+// ErrNoNetwork is the cause when Forget is told of a network that this host does
+// not have.
+var ErrNoNetwork = errors.New("this host has no such network: name a Docker network id, a VNI or a subnet as isthmus networks lists them")
+
 // Forget drops networks that Docker no longer knows, with their endpoints: what
 // is a Docker network id (or its beginning), a VNI or a pool. It returns the
 // pools that no network of this host uses any more.
@@ -251,7 +256,7 @@ func (d *Driver) Forget(ctx context.Context, what string) ([]cluster.PoolKey, er
 	}
 	switch {
 	case len(found) == 0:
-		return nil, fmt.Errorf("forget network %s: this host has no such network: name a Docker network id, a VNI or a subnet as isthmus networks lists them", what)
+		return nil, fmt.Errorf("forget network %s: %w", what, ErrNoNetwork)
 	case len(clusters) > 1:
 		return nil, fmt.Errorf("forget network %s: %d networks are meant: name one by its VNI", what, len(clusters))
 	}

@@ -21,16 +21,21 @@ func TestFindHost(t *testing.T) {
 	} {
 		r.Hosts[h.ID] = h
 	}
-	for _, c := range []struct{ what, id, err string }{
-		{"web", "aaaaaaaa11", ""},
-		{"bbbbbbbb", "bbbbbbbb22", ""},
-		{"cccccccc33", "cccccccc33", ""},
-		{"db", "cccccccc33", ""},
-		{"old", "", "old may be dddddddd44 or eeeeeeee55: give the id"},
-		{"nobody", "", "there is no host nobody; there are web"},
-		{"", "", "say which"},
+	for _, c := range []struct {
+		what    string
+		dead    bool
+		id, err string
+	}{
+		{"web", false, "aaaaaaaa11", ""},
+		{"bbbbbbbb", false, "bbbbbbbb22", ""},
+		{"cccccccc33", false, "cccccccc33", ""},
+		{"db", false, "cccccccc33", ""},
+		{"old", false, "dddddddd44", ""},
+		{"old", true, "", "old may be dddddddd44 or eeeeeeee55: give the id"},
+		{"nobody", false, "", "there is no host nobody; there are web"},
+		{"", false, "", "say which"},
 	} {
-		h, err := findHost(r, c.what)
+		h, err := findHost(r, c.what, c.dead)
 		if string(h.ID) != c.id || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 			t.Errorf("%q: %s, %v; want %s, %q", c.what, h.ID, err, c.id, c.err)
 		}

@@ -1,0 +1,194 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/isthmus-net/isthmus/e2e/lab"
+)
+
+// A caller speaks to the plugin of a host as its engine does.
+type caller struct {
+	host   *lab.Host
+	leads  bool
+	client http.Client
+}
+
+func newCaller(ctx context.Context, h *lab.Host) (*caller, error) {
+	id, err := h.Docker(ctx, "plugin", "inspect", "-f", "{{.Id}}", driver)
+	if err != nil {
+		return nil, err
+	}
+	socket := h.Path("/run/docker/plugins/" + strings.TrimSpace(id) + "/isthmus.sock")
+	c := &caller{host: h}
+	c.client.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}
+	return c, nil
+}
+
+func (c *caller) call(ctx context.Context, method string, request map[string]any) (map[string]any, error) {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://plugin/"+method, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	res, err := c.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		return nil, err
+	}
+	var answer map[string]any
+	if err := json.Unmarshal(text, &answer); err != nil || res.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s on %s: %s: %s", method, c.host.Name, res.Status, text)
+	}
+	return answer, nil
+}
+
+// address requests any address of a pool, and says how long that took.
+func (c *caller) address(ctx context.Context, pool any) (float64, error) {
+	begin := time.Now()
+	_, err := c.call(ctx, "IpamDriver.RequestAddress", map[string]any{"PoolID": pool})
+	return float64(time.Since(begin).Microseconds()) / 1000, err
+}
+
+// refills measures on three hosts, all voters, how long a request for an address
+// takes while the host has one at hand, and while it must first lease a block
+// from the cluster: through the log of three hosts, with each one's disk. The
+// requests are those of an engine, to the plugin's own socket. A pool that is
+// new to a host has no block there, so each pool gives one sample.
+func refills(ctx context.Context, samples int, plugin string) (err error) {
+	l, err := lab.Up(ctx, lab.Config{Hosts: 3, Progress: progress})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if downErr := l.Down(); err == nil {
+			err = downErr
+		}
+	}()
+	ref, err := l.PushPlugin(ctx, plugin)
+	if err != nil {
+		return err
+	}
+	var callers []*caller
+	for _, h := range l.Hosts() {
+		if err := h.InstallPlugin(ctx, ref, "JOIN=host1,host2,host3", "CLUSTER_KEY=only for the benchmark"); err != nil {
+			return err
+		}
+		c, err := newCaller(ctx, h)
+		if err != nil {
+			return err
+		}
+		callers = append(callers, c)
+	}
+	// The first pool founds the cluster.
+	if _, err := callers[0].call(ctx, "IpamDriver.RequestPool", map[string]any{"Pool": "10.255.0.0/24"}); err != nil {
+		return err
+	}
+	for _, c := range callers {
+		if err := c.awaitVoters(ctx, 3); err != nil {
+			return err
+		}
+	}
+	var hand, leader, follower []float64
+	for i := range samples {
+		for _, c := range callers {
+			// Docker gives each pool to the plugin of each host.
+			pool, err := c.call(ctx, "IpamDriver.RequestPool", map[string]any{"Pool": fmt.Sprintf("10.%d.%d.0/24", i/256, i%256)})
+			if err != nil {
+				return err
+			}
+			took, err := c.address(ctx, pool["PoolID"])
+			if err != nil {
+				return err
+			}
+			if c.leads {
+				leader = append(leader, took)
+			} else {
+				follower = append(follower, took)
+			}
+			if took, err = c.address(ctx, pool["PoolID"]); err != nil {
+				return err
+			}
+			hand = append(hand, took)
+		}
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "request for an address, three hosts\tp50 ms\tp99 ms\tmost ms\tsamples")
+	for _, row := range []struct {
+		name string
+		took []float64
+	}{{"one at hand", hand}, {"a new block first, on the leader", leader}, {"a new block first, on another host", follower}} {
+		slices.Sort(row.took)
+		fmt.Fprintf(w, "%s\t%.1f\t%.1f\t%.1f\t%d\n", row.name, at(row.took, 0.5), at(row.took, 0.99), at(row.took, 1), len(row.took))
+	}
+	return w.Flush()
+}
+
+// at returns the value below which that part of sorted values is.
+func at(sorted []float64, part float64) float64 { return sorted[int(part*float64(len(sorted)-1))] }
+
+// awaitVoters waits until the host's plugin is in a cluster with that many voters, and
+// learns whether it leads.
+func (c *caller) awaitVoters(ctx context.Context, n int) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	for {
+		res, err := c.client.Get("http://plugin/isthmus/v1/status")
+		if err != nil {
+			return err
+		}
+		var status struct {
+			Name   string
+			Ledger struct {
+				Voters []struct {
+					Name            string
+					Leader, Healthy bool
+				}
+			}
+		}
+		err = json.NewDecoder(res.Body).Decode(&status)
+		res.Body.Close()
+		if err != nil {
+			return err
+		}
+		voters, led := 0, false
+		for _, v := range status.Ledger.Voters {
+			if v.Healthy {
+				voters++
+			}
+			led = led || v.Leader
+			if v.Leader {
+				c.leads = v.Name == status.Name
+			}
+		}
+		if voters == n && led {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %d voters on %s: there are %+v", n, c.host.Name, status.Ledger.Voters)
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func progress(step string) { fmt.Fprintln(os.Stderr, step) }
