@@ -20,6 +20,7 @@ import (
 // A caller speaks to the plugin of a host as its engine does.
 type caller struct {
 	host   *lab.Host
+	dir    *os.File // of the socket, kept open
 	leads  bool
 	client http.Client
 }
@@ -29,8 +30,13 @@ func newCaller(ctx context.Context, h *lab.Host) (*caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	socket := h.Path("/run/docker/plugins/" + strings.TrimSpace(id) + "/isthmus.sock")
-	c := &caller{host: h}
+	// The whole path is too long for the address of a socket.
+	dir, err := os.Open(h.Path("/run/docker/plugins/" + strings.TrimSpace(id)))
+	if err != nil {
+		return nil, err
+	}
+	socket := fmt.Sprintf("/proc/self/fd/%d/isthmus.sock", dir.Fd())
+	c := &caller{host: h, dir: dir}
 	c.client.Transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}
@@ -97,6 +103,7 @@ func refills(ctx context.Context, samples int, plugin string) (err error) {
 		if err != nil {
 			return err
 		}
+		defer c.dir.Close()
 		callers = append(callers, c)
 	}
 	// The first pool founds the cluster.
