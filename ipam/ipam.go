@@ -164,7 +164,7 @@ func Open(cfg Config) (*IPAM, error) {
 		i.pool(key).rec = &rec
 	}
 	// A stored copy is no proof that the blocks were held against it.
-	if err := i.Rebuilt(cfg.Ledger.Registry().Gen); err != nil {
+	if err := i.Rebuilt(cfg.Ledger.Registry().Cluster, cfg.Ledger.Registry().Gen); err != nil {
 		return nil, fmt.Errorf("open addresses: %w", err)
 	}
 	i.m.Boot(cfg.Ledger.Boot())

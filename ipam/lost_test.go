@@ -130,7 +130,7 @@ func TestRebuilt(t *testing.T) {
 			t.Errorf("%s: handed out: %v", when, err)
 		}
 	}
-	if err := h.Rebuilt(2); err != nil {
+	if err := h.Rebuilt(h.cfg.Ledger.Registry().Cluster, 2); err != nil {
 		t.Fatal(err)
 	}
 	doubted("told")

@@ -68,7 +68,7 @@ func (i *IPAM) catchUp() {
 	if fresh {
 		return // to be reconciled with at once
 	}
-	if err := i.Rebuilt(r.Gen); err != nil {
+	if err := i.Rebuilt(r.Cluster, r.Gen); err != nil {
 		i.cfg.Log.WithError(err).Error("that the registry was rebuilt cannot be stored")
 	}
 }

@@ -60,15 +60,15 @@ func (i *IPAM) look(ctx context.Context) {
 	}
 }
 
-// Rebuilt takes note that the cluster's registry was put together again, by the
-// number of its generation. From then on, over restarts, nothing here is trusted
+// Rebuilt takes note that the registry of this host's cluster was put together
+// again, by the number of its generation. From then on, over restarts, nothing here is trusted
 // (Suspect) until Run has held all blocks against such a registry. It is on disk
 // when this returns nil, and must be before this host is let in by that
 // registry. One that the blocks were held against already changes nothing.
-func (i *IPAM) Rebuilt(gen uint64) error {
+func (i *IPAM) Rebuilt(id cluster.ID, gen uint64) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if err := i.commit(i.m.Rebuilt(gen)); err != nil {
+	if err := i.commit(i.m.Rebuilt(id, gen)); err != nil {
 		return fmt.Errorf("store that the registry was rebuilt: %w", err)
 	}
 	i.trustChanged()

@@ -78,10 +78,14 @@ func otherMachine(was, is cluster.Machine) string {
 // later, with who testifies it, and ends when the cluster has confirmed the run
 // ([Ledger.Fresh]).
 func (l *Ledger) Boot() cluster.Boot {
-	fresh, known := l.Fresh(), len(l.witnesses())
+	fresh := l.Fresh()
+	l.mu.Lock()
+	settled := fresh || l.boot.settled
+	l.mu.Unlock()
+	settled = settled || len(l.witnesses()) == 0
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	out := cluster.Boot{Settled: fresh || l.boot.settled || known == 0, Witness: l.boot.witness}
+	out := cluster.Boot{Settled: settled, Witness: l.boot.witness}
 	if fresh {
 		return out
 	}

@@ -18,7 +18,7 @@ const cloneTime = time.Second
 // log, so that the run goes on untouched.
 func (l *Ledger) alive(ctx context.Context, c cluster.Command) *cluster.Refusal {
 	h := l.Registry().Hosts[c.Host]
-	if c.Hello == nil || h.Session == 0 || h.Tombstone || h.Nonce == c.Hello.Nonce {
+	if c.Hello == nil || h.Nonce == 0 || h.Tombstone || h.Nonce == c.Hello.Nonce {
 		return nil
 	}
 	at := []netip.AddrPort{}

@@ -39,6 +39,7 @@ type node struct {
 	key  ed25519.PrivateKey
 	addr netip.AddrPort
 	path func(to netip.AddrPort) context.Context // see Ledger
+	book map[cluster.HostID]netip.AddrPort       // what its gossip remembers
 	stop func() error
 	ran  chan error // the end of Ledger.Run
 
@@ -140,6 +141,7 @@ func (n *node) startWith(change func(*Config)) *node {
 		n.t.Fatal(err)
 	}
 	n.Ledger.path = n.path
+	n.Ledger.UpdateAddresses(n.book)
 	ctx, cancel := context.WithCancel(context.Background())
 	var g errgroup.Group
 	g.Go(func() error { return tr.Run(ctx) })

@@ -94,6 +94,8 @@ type Ledger struct {
 	told       uint64 // the newest generation that a refusal named
 	nonce      uint64 // of this run
 
+	learning sync.Mutex // of learn
+
 	mu        sync.Mutex
 	changed   chan struct{} // closed and replaced when anything below changes
 	session   uint64        // 0: none
@@ -113,6 +115,7 @@ type Ledger struct {
 	reachable bool
 	waiting   string           // what keeps the host from being served
 	refused   *cluster.Refusal // why its Hello was refused
+	unready   error            // why it does not say Hello to a registry that was rebuilt
 	foreign   string           // what is to be said of other clusters that were met
 	broken    error            // the copy cannot be written
 	boot      boot
@@ -274,6 +277,8 @@ func (l *Ledger) Status() Status {
 		s.Error = l.broken.Error()
 	case l.refused != nil:
 		s.Error, s.Refused = l.refused.Text, l.refused.Code
+	case l.unready != nil:
+		s.Error = l.unready.Error()
 	case l.waiting != "":
 		s.Error = l.waiting
 	default:
@@ -358,6 +363,19 @@ func (l *Ledger) noteRefused(why *cluster.Refusal) {
 	l.notify()
 }
 
+// noteUnready records why this host is not prepared; nil when it is.
+func (l *Ledger) noteUnready(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == l.unready || err != nil && l.unready != nil && err.Error() == l.unready.Error() {
+		return
+	}
+	if l.unready = err; err != nil {
+		l.log.WithError(err).Error("the rebuilt registry cannot let this host in")
+	}
+	l.notify()
+}
+
 func (l *Ledger) noteBroken(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -393,9 +411,12 @@ func (l *Ledger) belong(id cluster.ID) error {
 
 // learn records who the voters are.
 func (l *Ledger) learn(voters []Server) {
+	l.learning.Lock() // others need not wait for the disk
+	defer l.learning.Unlock()
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if slices.Equal(l.voters, voters) {
+	known := slices.Equal(l.voters, voters)
+	l.mu.Unlock()
+	if known {
 		return
 	}
 	b, err := json.Marshal(voters)
@@ -405,6 +426,8 @@ func (l *Ledger) learn(voters []Server) {
 	if err != nil {
 		l.log.WithError(err).Warn("cannot remember the voters over a restart")
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.voters = voters
 	l.notify()
 }

@@ -187,7 +187,7 @@ func (l *Ledger) atLeader(ctx context.Context, id cluster.ID, local func(*replic
 func (l *Ledger) unreachable(cause error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	u := &Unreachable{Cause: plain(cause)}
+	u := &Unreachable{Cause: plain(cause), last: plain(cause)}
 	if l.id != "" {
 		for _, v := range l.voters {
 			if v.Suffrage == Nonvoting {
@@ -228,7 +228,7 @@ func (l *Ledger) sayHello(ctx context.Context, id cluster.ID) error {
 	departed := l.departed
 	l.mu.Unlock()
 	if departed {
-		return errors.New("this host left the cluster: it joins again when it is started anew")
+		return errors.New("this host left the cluster, or is about to: it joins again when it is started anew")
 	}
 	for {
 		if err := l.prepare(ctx); err != nil {
@@ -266,15 +266,18 @@ func (l *Ledger) sayHello(ctx context.Context, id cluster.ID) error {
 // that was rebuilt. The caller holds the turn.
 func (l *Ledger) prepare(ctx context.Context) error {
 	gen := max(1, l.prepared, l.told, l.Registry().Gen)
-	if gen > max(1, l.prepared) && l.cfg.Prepare != nil {
-		if err := l.cfg.Prepare(ctx, gen); err != nil {
-			err = fmt.Errorf("prepare for the registry of generation %d, which was rebuilt: %w", gen, err)
-			l.log.WithError(err).Warn("this host is let in by the rebuilt registry later")
-			return err
-		}
+	if gen == max(1, l.prepared) || l.cfg.Prepare == nil {
+		l.prepared = gen
+		return nil
 	}
-	l.prepared = gen
-	return nil
+	err := l.cfg.Prepare(ctx, gen)
+	if err != nil {
+		err = fmt.Errorf("prepare for the registry that was rebuilt (generation %d): %w", gen, err)
+	} else {
+		l.prepared = gen
+	}
+	l.noteUnready(err)
+	return err
 }
 
 // greet says hello once. The caller holds the turn.

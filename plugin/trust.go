@@ -50,7 +50,7 @@ func (n *node) judge() ledger.Status {
 // must be done before the host is let in there, because others may have been
 // granted what a lost log had leased to it.
 func (n *node) prepare(ctx context.Context, gen uint64) error {
-	if err := n.ipam.Rebuilt(gen); err != nil {
+	if err := n.ipam.Rebuilt(n.ledger.ID(), gen); err != nil {
 		return err
 	}
 	if n.ipam.Barred() == "" {

@@ -186,6 +186,6 @@ func (b *box) believe() {
 // by it.
 func (b *box) told(gen uint64) {
 	if b.site.mutation != "generation" {
-		b.write(b.run.m.Rebuilt(gen))
+		b.write(b.run.m.Rebuilt(b.site.log.Cluster, gen))
 	}
 }

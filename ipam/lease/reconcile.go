@@ -76,7 +76,8 @@ func (m *Machine) Reconcile(r *cluster.Registry, contests map[uint64]Contest) (S
 		}
 	}
 	s.confirms = true
-	if held := m.Standing.and(Standing{Known: r.Gen, Held: r.Gen}); max(held.Held, 1) > max(m.Standing.Held, 1) {
+	before := m.Standing.in(r.Cluster)
+	if held := before.and(Standing{r.Cluster, r.Gen, r.Gen}); max(held.Held, 1) > max(before.Held, 1) {
 		s.Writes = append(s.Writes, Write{Standing: &held})
 	}
 	return s, errs

@@ -6,20 +6,33 @@ import (
 	"github.com/isthmus-net/isthmus/cluster"
 )
 
-// Standing is how a host stands with the registry: how far it followed it
-// through being put together again, by its generations. 0 counts as 1: no
-// registry was put together again.
+// Standing is how a host stands with the registry of its cluster: how far it
+// followed it through being put together again, by its generations. 0 counts as
+// 1: no registry was put together again. One cluster's say nothing of another's.
 type Standing struct {
-	Known uint64 `json:"known"` // the newest generation that this host was told of
-	Held  uint64 `json:"held"`  // the newest that all blocks were held against
+	Cluster cluster.ID `json:"cluster"`
+	Known   uint64     `json:"known"` // the newest generation that this host was told of
+	Held    uint64     `json:"held"`  // the newest that all blocks were held against
+}
+
+// in is the standing in a cluster, the zero one if it is of another.
+func (s Standing) in(id cluster.ID) Standing {
+	if s.Cluster != id {
+		return Standing{Cluster: id}
+	}
+	return s
 }
 
 // open reports whether the newest registry has not confirmed the blocks yet.
 func (s Standing) open() bool { return max(s.Known, 1) > max(s.Held, 1) }
 
-// and is both of two, which were decided at different times.
+// and is both of two of one cluster, which were decided at different times. With
+// another cluster it begins anew.
 func (s Standing) and(t Standing) Standing {
-	return Standing{max(s.Known, t.Known), max(s.Held, t.Held)}
+	if s.Cluster != t.Cluster {
+		return t
+	}
+	return Standing{s.Cluster, max(s.Known, t.Known), max(s.Held, t.Held)}
 }
 
 // Rebuilt takes note that the registry was put together again: what a lost log
@@ -30,12 +43,13 @@ func (s Standing) and(t Standing) Standing {
 // nothing.
 //
 // The host may be let in by the new registry after Done, and not before.
-func (m *Machine) Rebuilt(gen uint64) Step {
-	next := m.Standing.and(Standing{Known: gen})
+func (m *Machine) Rebuilt(id cluster.ID, gen uint64) Step {
+	before := m.Standing.in(id)
+	next := before.and(Standing{Cluster: id, Known: gen})
 	if m.bare() {
 		next.Held = next.Known
 	}
-	if max(next.Known, 1) == max(m.Standing.Known, 1) {
+	if max(next.Known, 1) == max(before.Known, 1) {
 		return Step{}
 	}
 	return Step{Writes: []Write{{Standing: &next}}}
@@ -62,7 +76,7 @@ func (m *Machine) bare() bool {
 
 // follow takes up what is on disk of the standing.
 func (m *Machine) follow(next Standing) {
-	before := m.Standing
+	before := m.Standing.in(next.Cluster)
 	m.Standing = before.and(next)
 	if m.Standing.Known > before.Known && m.Standing.open() {
 		m.unprove()
@@ -84,5 +98,5 @@ func (m *Machine) unprove() {
 // Outdated reports whether a registry is of a generation before the newest that
 // this host was told of.
 func (m *Machine) Outdated(r *cluster.Registry) bool {
-	return max(r.Gen, 1) < max(m.Standing.Known, 1)
+	return max(r.Gen, 1) < max(m.Standing.in(r.Cluster).Known, 1)
 }

@@ -24,14 +24,14 @@ func TestARebuiltRegistryIsTrustedAfterItConfirmed(t *testing.T) {
 			t.Errorf("%s: %v", when, err)
 		}
 	}
-	s := m.Rebuilt(2)
+	s := m.Rebuilt("", 2)
 	m.Done(s, errors.New("no space left on device"))
 	if err := m.Gate(); err != nil {
 		t.Errorf("after a failed write: %v", err)
 	}
-	done(t, m)(m.Rebuilt(2), nil)
+	done(t, m)(m.Rebuilt("", 2), nil)
 	doubted("told of it")
-	if s := m.Rebuilt(2); len(s.Writes) > 0 {
+	if s := m.Rebuilt("", 2); len(s.Writes) > 0 {
 		t.Errorf("told again: %+v", s)
 	}
 	if _, err := m.Answered(late.Request, cluster.Result{Lease: leaseOf(31, "10.0.0.16/29", me)}, nil); !errors.Is(err, ErrStale) {
@@ -61,7 +61,7 @@ func TestARebuiltRegistryIsTrustedAfterItConfirmed(t *testing.T) {
 	m.Boot(cluster.Boot{Settled: true})
 	allocate(t, m)
 	for _, old := range []uint64{0, 1, 2} {
-		if s := m.Rebuilt(old); len(s.Writes) > 0 {
+		if s := m.Rebuilt("", old); len(s.Writes) > 0 {
 			t.Errorf("generation %d is no news: %+v", old, s)
 		}
 	}
@@ -72,7 +72,7 @@ func TestARebuiltRegistryIsTrustedAfterItConfirmed(t *testing.T) {
 func TestRebuiltWhileReconciling(t *testing.T) {
 	m := trusted(t, leaseOf(7, "10.0.0.0/29", me))
 	s, _ := m.Reconcile(ofGeneration(2, registry(20, leaseOf(7, "10.0.0.0/29", me))), nil)
-	done(t, m)(m.Rebuilt(3), nil)
+	done(t, m)(m.Rebuilt("", 3), nil)
 	m.Done(s, nil)
 	if m.Gate() == nil || m.Confirmed {
 		t.Error("confirmed by a registry that was rebuilt since")
@@ -132,5 +132,27 @@ func TestLostWhileHandedOut(t *testing.T) {
 		if got := m.Pool(pool).Uncovered(); len(got) != 1 || got[0] != want[0].Addr {
 			t.Errorf("%s: uncovered %v", name, got)
 		}
+	}
+}
+
+// TestAnotherClusterBeginsAnew: after a cluster dissolved into another, whose
+// registry was never rebuilt, the generations of the first one say nothing.
+func TestAnotherClusterBeginsAnew(t *testing.T) {
+	m := New(me)
+	done(t, m)(m.Rebuilt("a", 3), nil)
+	r := registry(20, leaseOf(7, "10.0.0.0/29", me))
+	r.Cluster = "a"
+	if !m.Outdated(r) {
+		t.Error("a registry of a generation before the newest is taken")
+	}
+	r.Cluster = "b"
+	if m.Outdated(r) {
+		t.Error("a registry of another cluster is held for an old one")
+	}
+	done(t, m)(first(m.Reconcile(r, nil)))
+	allocate(t, m)
+	done(t, m)(m.Rebuilt("b", 2), nil)
+	if m = Load(me, m.Disk()); m.Barred() == "" {
+		t.Error("the registry of the other cluster was rebuilt, and all is trusted")
 	}
 }
