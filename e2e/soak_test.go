@@ -251,6 +251,7 @@ func (k *soaker) harm(ctx context.Context, r *rand.Rand) {
 		}
 		f := faults[round[0]]
 		round = round[1:]
+		k.t.Logf("fault %s", f.name)
 		if err := f.do(); err != nil {
 			k.t.Errorf("fault %s: %v", f.name, err)
 			return
