@@ -43,13 +43,15 @@ type ledgerStatus struct {
 		Gen       uint64
 		Reachable bool
 		Error     string
-		Voters    []struct {
-			Name    string
-			Leader  bool
-			Healthy bool
-		}
+		Voters    []voter
 	}
 	Problems []struct{ Cause, Remedy string }
+}
+
+type voter struct {
+	Name    string
+	Leader  bool
+	Healthy bool
 }
 
 func statusOf(ctx context.Context, h *lab.Host) (ledgerStatus, error) {

@@ -205,25 +205,26 @@ func (k *soaker) harm(ctx context.Context, r *rand.Rand) {
 	}
 	any := func() *lab.Host { return s.Host(1 + r.IntN(len(s.Hosts()))) }
 	faults := []struct {
-		name string
-		do   func() error
+		name    string
+		lasting bool // costs what does not return by itself
+		do      func() error
 	}{
-		{"kill", func() error {
+		{"kill", false, func() error {
 			_, err := any().Exec(context.Background(), "sh", "-c", "kill -9 $(pidof isthmus)")
 			return err
 		}},
-		{"isolate", func() error {
+		{"isolate", false, func() error {
 			err := s.Isolate(any().Index)
 			rest(5*time.Second, 15*time.Second)
 			return err
 		}},
-		{"one-way", func() error {
+		{"one-way", false, func() error {
 			a := 1 + r.IntN(5)
 			err := s.CutOneWay(a, 1+a%5)
 			rest(5*time.Second, 15*time.Second)
 			return err
 		}},
-		{"minority", func() error {
+		{"minority", false, func() error {
 			first := r.IntN(5)
 			var err error
 			for _, a := range []int{first, first + 1} {
@@ -234,16 +235,16 @@ func (k *soaker) harm(ctx context.Context, r *rand.Rand) {
 			rest(5*time.Second, 15*time.Second)
 			return err
 		}},
-		{"lossy", func() error {
+		{"lossy", false, func() error {
 			a := 1 + r.IntN(5)
 			err := s.Loss(a, 1+a%5, 30)
 			rest(5*time.Second, 10*time.Second)
 			return err
 		}},
-		{"reboot", func() error { return any().Reboot(context.Background()) }},
-		{"set-back", func() error { return k.setBack(any(), rest) }},
-		{"clone", func() error { return k.clone(r, rest) }},
-		{"node-rm", func() error { return k.remove(r, rest) }},
+		{"reboot", false, func() error { return any().Reboot(context.Background()) }},
+		{"set-back", true, func() error { return k.setBack(any(), rest) }},
+		{"clone", true, func() error { return k.clone(r, rest) }},
+		{"node-rm", true, func() error { return k.remove(r, rest) }},
 	}
 	var round []int
 	for ctx.Err() == nil {
@@ -252,6 +253,16 @@ func (k *soaker) harm(ctx context.Context, r *rand.Rand) {
 		}
 		f := faults[round[0]]
 		round = round[1:]
+		if f.lasting {
+			if err := k.whole(ctx); err != nil {
+				k.t.Errorf("before fault %s: %v", f.name, err)
+				return
+			}
+			if ctx.Err() != nil {
+				return
+			}
+		}
+		k.t.Logf("fault %s", f.name)
 		if err := f.do(); err != nil {
 			k.t.Errorf("fault %s: %v", f.name, err)
 			return
@@ -272,6 +283,29 @@ type resting func(least, most time.Duration)
 
 // What is begun is undone also when the soak ends meanwhile.
 var undisturbed = context.Background()
+
+// wholeTime is within which the voters are three again, and well, after a fault
+// is over.
+const wholeTime = 2 * time.Minute
+
+// whole waits for that before a lasting fault: a state that was set back costs a
+// voter its log for good, and two at a time are more than three voters can bear.
+// That it comes by itself is part of what is tested.
+func (k *soaker) whole(ctx context.Context) error {
+	for begun := time.Now(); ; time.Sleep(500 * time.Millisecond) { // it asks a whole command each time
+		st, err := statusOf(ctx, k.site.Host(1))
+		if err == nil && !(st.Ledger.Reachable && len(st.Ledger.Voters) == 3 &&
+			!slices.ContainsFunc(st.Ledger.Voters, func(v voter) bool { return !v.Healthy })) {
+			err = fmt.Errorf("the voters are not whole again: %+v", st.Ledger)
+		}
+		if err == nil || ctx.Err() != nil {
+			return nil
+		}
+		if time.Since(begun) > wholeTime {
+			return err
+		}
+	}
+}
 
 // setBack gives a host the plugin's state of some seconds ago, below its
 // running containers.

@@ -48,9 +48,9 @@ func runsAt(h cluster.Host, at netip.AddrPort) *cluster.Refusal {
 	return why
 }
 
-// impostor refuses that this host speaks for the cluster as its only voter when
-// it is a clone: by its machine, or because its identity runs at one of the
-// addresses at which a registry, or somebody else, knows it.
+// impostor refuses that this host votes, or speaks for the cluster as its only
+// voter, when it is a clone: by its machine, or because its identity runs at one
+// of the addresses at which a registry, or somebody else, knows it.
 func (l *Ledger) impostor(ctx context.Context, r *cluster.Registry, at ...netip.AddrPort) *cluster.Refusal {
 	h, ok := r.Hosts[l.cfg.Host]
 	if !ok {

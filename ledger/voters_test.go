@@ -329,6 +329,52 @@ func TestVoterIsSetBack(t *testing.T) {
 	}
 }
 
+// The copy of a voter brings its log to another machine, while the original is
+// off. It does not vote: the original would be the one that lacks what it took in.
+func TestCloneOfAVoter(t *testing.T) {
+	t.Parallel()
+	nodes, join := hosts(t, 3)
+	on := func(n *node, machine string) *node {
+		return n.startWith(func(c *Config) {
+			c.Join, c.Timing, c.Self.Machine = join, hasty, cluster.Machine{ID: machine}
+		})
+	}
+	for _, n := range nodes {
+		on(n, n.name)
+	}
+	for _, n := range nodes {
+		n.fresh()
+	}
+	awaitVoters(t, nodes, 3)
+	nodes[0].must(attach("10.1.0.0/16"))
+	victim := others(nodes, leaderOf(t, nodes))[0]
+	was := victim.server()
+	victim.kill()
+	rest := others(nodes, victim)
+	clone := &node{t: t, name: victim.name, dir: victim.image(), key: victim.key, addr: nextAddr()}
+	t.Cleanup(clone.kill)
+	for _, n := range rest {
+		n.UpdateAddresses(map[cluster.HostID]netip.AddrPort{clone.id(): clone.addr}) // gossip hears the copy
+	}
+	on(clone, "copy").await("it is refused", func() bool { return clone.Status().Refused == cluster.Clone })
+	rest[0].must(attach("10.2.0.0/16"))
+	for range 5 {
+		rest[0].must(grant("10.2.0.0/16"))
+	}
+	if s := clone.Status(); clone.server() != "" || !strings.Contains(s.Error, "isthmus reset") {
+		t.Errorf("the copy votes as server %q: %+v", clone.server(), s)
+	}
+	clone.kill()
+	for _, n := range rest {
+		n.UpdateAddresses(map[cluster.HostID]netip.AddrPort{victim.id(): victim.addr})
+	}
+	on(victim, victim.name).fresh()
+	awaitVoters(t, nodes, 3)
+	if got := victim.server(); got != was {
+		t.Errorf("the original is server %q, and was %q", got, was)
+	}
+}
+
 // A voter gets another address: the others find it where gossip hears it.
 func TestVoterGetsAnotherAddress(t *testing.T) {
 	t.Parallel()
