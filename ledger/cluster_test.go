@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -221,7 +222,13 @@ func (n *node) fresh() *node {
 
 func (n *node) must(c cluster.Command) cluster.Result {
 	n.t.Helper()
-	res, err := n.Propose(context.Background(), c)
+	var res cluster.Result
+	var err error
+	// On a starved machine voters take longer to agree on a leader than a call waits.
+	n.await("a command is answered", func() bool {
+		res, err = n.Propose(context.Background(), c)
+		return err == nil || errors.As(err, new(*cluster.Refusal))
+	})
 	if err != nil {
 		n.t.Fatalf("%s: %v", n.name, err)
 	}
