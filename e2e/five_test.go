@@ -457,7 +457,7 @@ func recreate(ctx context.Context, h *lab.Host, name, subnet string) error {
 		}
 		if time.Since(begun) > 45*time.Second {
 			left, _ := h.Docker(ctx, "network", "inspect", "-f", "{{json .Containers}}", name)
-			return fmt.Errorf("%w (%w: %s)", err, removed, left)
+			return fmt.Errorf("%w (%v: %s)", err, removed, left)
 		}
 	}
 }
