@@ -450,10 +450,14 @@ func rejoin(ctx context.Context, h *lab.Host) error {
 // nothing any more, and creates it anew.
 func recreate(ctx context.Context, h *lab.Host, name, subnet string) error {
 	for begun := time.Now(); ; time.Sleep(500 * time.Millisecond) { // each try waits for the cluster itself
-		h.Docker(ctx, "network", "rm", name)
+		_, removed := h.Docker(ctx, "network", "rm", name)
 		_, err := createNetwork(ctx, h, name, "--subnet", subnet)
-		if err == nil || time.Since(begun) > 45*time.Second {
-			return err
+		if err == nil {
+			return nil
+		}
+		if time.Since(begun) > 45*time.Second {
+			left, _ := h.Docker(ctx, "network", "inspect", "-f", "{{json .Containers}}", name)
+			return fmt.Errorf("%w (%v: %s)", err, removed, left)
 		}
 	}
 }

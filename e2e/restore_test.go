@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -131,7 +130,6 @@ func restores(t *testing.T, s *site) {
 		}
 		return nil
 	})
-	disjoint(t, empty)
 
 	// What the others had is kept for them, until somebody says that they are gone.
 	first := before[lost[1].Index-1]
@@ -155,24 +153,6 @@ func restores(t *testing.T, s *site) {
 	instead.must(t, "ping", "-c", "1", "-W", "2", boxes[0].ip4)
 	each(t, s.Hosts(), func(h *lab.Host) error { return removeAll(t.Context(), h, "kept") })
 	s.awaitMembers(t, len(s.Hosts()))
-}
-
-// disjoint wants the blocks of all pools that a host knows to be disjoint.
-func disjoint(t *testing.T, h *lab.Host) {
-	t.Helper()
-	for _, subnet := range []string{keptSubnet, soakSubnet} {
-		pool, err := poolOf(t.Context(), h, subnet)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i, a := range pool.Blocks {
-			for _, b := range pool.Blocks[:i] {
-				if netip.MustParsePrefix(a.Block).Overlaps(netip.MustParsePrefix(b.Block)) {
-					t.Errorf("block %s of %s overlaps %s of %s", a.Block, a.Host, b.Block, b.Host)
-				}
-			}
-		}
-	}
 }
 
 // formerSelf is the name that a host which lost its state gives the holder of

@@ -22,6 +22,7 @@ type caller struct {
 	host   *lab.Host
 	dir    *os.File // of the socket, kept open
 	leads  bool
+	held   []map[string]any // addresses
 	client http.Client
 }
 
@@ -71,15 +72,21 @@ func (c *caller) call(ctx context.Context, method string, request map[string]any
 // address requests any address of a pool, and says how long that took.
 func (c *caller) address(ctx context.Context, pool any) (float64, error) {
 	begin := time.Now()
-	_, err := c.call(ctx, "IpamDriver.RequestAddress", map[string]any{"PoolID": pool})
-	return float64(time.Since(begin).Microseconds()) / 1000, err
+	answer, err := c.call(ctx, "IpamDriver.RequestAddress", map[string]any{"PoolID": pool})
+	took := float64(time.Since(begin).Microseconds()) / 1000
+	if err != nil {
+		return 0, err
+	}
+	c.held = append(c.held, map[string]any{"PoolID": pool, "Address": strings.Split(fmt.Sprint(answer["Address"]), "/")[0]})
+	return took, nil
 }
 
 // refills measures on three hosts, all voters, how long a request for an address
 // takes while the host has one at hand, and while it must first lease a block
 // from the cluster: through the log of three hosts, with each one's disk. The
 // requests are those of an engine, to the plugin's own socket. A pool that is
-// new to a host has no block there, so each pool gives one sample.
+// new to a host has no block there, so each pool gives one sample, and is given
+// back.
 func refills(ctx context.Context, samples int, plugin string) (err error) {
 	l, err := lab.Up(ctx, lab.Config{Hosts: 3, Progress: progress})
 	if err != nil {
@@ -117,9 +124,9 @@ func refills(ctx context.Context, samples int, plugin string) (err error) {
 	}
 	var hand, leader, follower []float64
 	for i := range samples {
+		subnet := fmt.Sprintf("10.%d.%d.0/24", i/256, i%256)
 		for _, c := range callers {
-			// Docker gives each pool to the plugin of each host.
-			pool, err := c.call(ctx, "IpamDriver.RequestPool", map[string]any{"Pool": fmt.Sprintf("10.%d.%d.0/24", i/256, i%256)})
+			pool, err := c.call(ctx, "IpamDriver.RequestPool", map[string]any{"Pool": subnet})
 			if err != nil {
 				return err
 			}
@@ -137,6 +144,11 @@ func refills(ctx context.Context, samples int, plugin string) (err error) {
 			}
 			hand = append(hand, took)
 		}
+		for _, c := range callers {
+			if err := c.forget(ctx, subnet); err != nil {
+				return err
+			}
+		}
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "request for an address, three hosts\tp50 ms\tp99 ms\tmost ms\tsamples")
@@ -150,6 +162,57 @@ func refills(ctx context.Context, samples int, plugin string) (err error) {
 	return w.Flush()
 }
 
+// forget gives a pool back for good, with the addresses of it, and waits until
+// the cluster knows: what is measured next shall not wait for it.
+func (c *caller) forget(ctx context.Context, subnet string) error {
+	pool := c.held[0]["PoolID"]
+	for _, a := range c.held {
+		if _, err := c.call(ctx, "IpamDriver.ReleaseAddress", a); err != nil {
+			return err
+		}
+	}
+	c.held = nil
+	if _, err := c.call(ctx, "IpamDriver.ReleasePool", map[string]any{"PoolID": pool}); err != nil {
+		return err
+	}
+	if _, err := c.call(ctx, "isthmus/v1/networks/forget", map[string]any{"what": subnet}); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for {
+		var pools []struct {
+			Pool  string
+			Hosts []string
+		}
+		if err := c.get("ipam", &pools); err != nil {
+			return err
+		}
+		held := false
+		for _, p := range pools {
+			held = held || p.Pool == subnet && slices.Contains(p.Hosts, c.host.Name)
+		}
+		if !held {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait until %s has given back %s: %w", c.host.Name, subnet, ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// get asks the plugin's own API.
+func (c *caller) get(name string, into any) error {
+	res, err := c.client.Get("http://plugin/isthmus/v1/" + name)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	return json.NewDecoder(res.Body).Decode(into)
+}
+
 // at returns the value below which that part of sorted values is.
 func at(sorted []float64, part float64) float64 { return sorted[int(part*float64(len(sorted)-1))] }
 
@@ -159,10 +222,6 @@ func (c *caller) awaitVoters(ctx context.Context, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	for {
-		res, err := c.client.Get("http://plugin/isthmus/v1/status")
-		if err != nil {
-			return err
-		}
 		var status struct {
 			Name   string
 			Ledger struct {
@@ -172,9 +231,7 @@ func (c *caller) awaitVoters(ctx context.Context, n int) error {
 				}
 			}
 		}
-		err = json.NewDecoder(res.Body).Decode(&status)
-		res.Body.Close()
-		if err != nil {
+		if err := c.get("status", &status); err != nil {
 			return err
 		}
 		voters, led := 0, false
