@@ -293,11 +293,7 @@ const wholeTime = 2 * time.Minute
 // That it comes by itself is part of what is tested.
 func (k *soaker) whole(ctx context.Context) error {
 	for begun := time.Now(); ; time.Sleep(500 * time.Millisecond) { // it asks a whole command each time
-		st, err := statusOf(ctx, k.site.Host(1))
-		if err == nil && !(st.Ledger.Reachable && len(st.Ledger.Voters) == 3 &&
-			!slices.ContainsFunc(st.Ledger.Voters, func(v voter) bool { return !v.Healthy })) {
-			err = fmt.Errorf("the voters are not whole again: %+v", st.Ledger)
-		}
+		err := confirmed(ctx, k.site.Host(1))
 		if err == nil || ctx.Err() != nil {
 			return nil
 		}
@@ -434,6 +430,24 @@ func (k *soaker) settle() {
 		})
 		t.Logf("%s counts nothing as used %s after the last container was removed", h.Name, time.Since(begun).Round(time.Second))
 	}
+	for _, h := range s.Hosts() {
+		eventually(t, wholeTime, func() error { return confirmed(t.Context(), h) })
+	}
+}
+
+// confirmed wants the voters whole, as a host sees them, and the host itself
+// trusted: the last fault may have set it back.
+func confirmed(ctx context.Context, h *lab.Host) error {
+	st, err := statusOf(ctx, h)
+	switch {
+	case err != nil:
+		return err
+	case !st.Ledger.Reachable || len(st.Ledger.Voters) != 3 || slices.ContainsFunc(st.Ledger.Voters, func(v voter) bool { return !v.Healthy }):
+		return fmt.Errorf("%s: the voters are not whole again: %+v", h.Name, st.Ledger)
+	case strings.Contains(fmt.Sprint(st.Problems), "containers of this host are cut off"):
+		return fmt.Errorf("%s is not confirmed: %+v", h.Name, st.Problems)
+	}
+	return nil
 }
 
 // settled wants nothing used on a host, and no block held for a host that is
