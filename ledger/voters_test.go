@@ -6,9 +6,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/ledger/council"
@@ -322,6 +325,28 @@ func TestVoterIsSetBack(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// A client that was set back claims a block that it gave back since. That is no
+// reason to take the log of three voters for one that was set back.
+func TestClientThatWasSetBackFollows(t *testing.T) {
+	t.Parallel()
+	nodes := assemble(t, 4)
+	awaitVoters(t, nodes, 3)
+	client := nodes[slices.IndexFunc(nodes, func(n *node) bool { return n.server() == "" })]
+	client.must(attach("10.1.0.0/16"))
+	lease := client.block("10.1.0.0/16")
+	client.must(cluster.Command{Release: &cluster.Release{Lease: lease.ID}})
+	client.kill()
+	db, err := bolt.Open(filepath.Join(client.dir, "state.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucket).Delete(registryKey) }) // it is sent a whole copy
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	client.startHasty(others(nodes, client)[0].addr.String()).fresh()
 }
 
 // The copy of a voter brings its log to another machine, while the original is
