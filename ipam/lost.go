@@ -36,8 +36,11 @@ func (i *IPAM) Lost() map[cluster.PoolKey]map[netip.Addr]string {
 // shows reports whether what a write changed may be seen in Claims, LeaseOf or
 // Lost. The caller holds i.mu.
 func (i *IPAM) shows(w lease.Write) bool {
-	if w.Lease != 0 || w.Standing != nil {
-		return w.Lease != 0
+	switch {
+	case w.Lease != 0:
+		return true
+	case w.Standing != nil:
+		return false
 	}
 	b, ok := i.m.Pool(w.Pool).Covering(w.Addr)
 	return !ok || b.Draining
