@@ -449,17 +449,17 @@ func rejoin(ctx context.Context, h *lab.Host) error {
 // recreate removes a network of a host's engine, of which the plugin may know
 // nothing any more, and creates it anew.
 func recreate(ctx context.Context, h *lab.Host, name, subnet string) error {
-	for begun := time.Now(); ; time.Sleep(500 * time.Millisecond) { // each try waits for the cluster itself
-		_, removed := h.Docker(ctx, "network", "rm", name)
+	var removed error
+	err := retry(45*time.Second, 500*time.Millisecond, func() error {
+		_, removed = h.Docker(ctx, "network", "rm", name)
 		_, err := createNetwork(ctx, h, name, "--subnet", subnet)
-		if err == nil {
-			return nil
-		}
-		if time.Since(begun) > 45*time.Second {
-			left, _ := h.Docker(ctx, "network", "inspect", "-f", "{{json .Containers}}", name)
-			return fmt.Errorf("%w (%v: %s)", err, removed, left)
-		}
+		return err
+	})
+	if err != nil {
+		left, _ := h.Docker(ctx, "network", "inspect", "-f", "{{json .Containers}}", name)
+		return fmt.Errorf("%w (%v: %s)", err, removed, left)
 	}
+	return nil
 }
 
 // leaves: a host that leaves gives everything back, and is missed by nobody.

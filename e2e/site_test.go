@@ -380,14 +380,18 @@ func each(t *testing.T, hosts []*lab.Host, do func(*lab.Host) error) {
 func eventually(t *testing.T, within time.Duration, check func() error) time.Duration {
 	t.Helper()
 	begun := time.Now()
-	for {
-		err := check()
-		if err == nil {
-			return time.Since(begun)
+	if err := retry(within, 50*time.Millisecond, check); err != nil {
+		t.Fatalf("not within %s: %v", within, err)
+	}
+	return time.Since(begun)
+}
+
+// retry asks another process until it has what is wanted, and returns its last
+// reason when that does not come in time.
+func retry(within, every time.Duration, check func() error) error {
+	for begun := time.Now(); ; time.Sleep(every) {
+		if err := check(); err == nil || time.Since(begun) > within {
+			return err
 		}
-		if time.Since(begun) > within {
-			t.Fatalf("not within %s: %v", within, err)
-		}
-		time.Sleep(50 * time.Millisecond) // between two looks at another process
 	}
 }

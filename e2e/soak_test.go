@@ -292,15 +292,13 @@ const wholeTime = 2 * time.Minute
 // voter its log for good, and two at a time are more than three voters can bear.
 // That it comes by itself is part of what is tested.
 func (k *soaker) whole(ctx context.Context) error {
-	for begun := time.Now(); ; time.Sleep(500 * time.Millisecond) { // it asks a whole command each time
+	return retry(wholeTime, 500*time.Millisecond, func() error {
 		err := confirmed(ctx, k.site.Host(1))
-		if err == nil || ctx.Err() != nil {
+		if ctx.Err() != nil {
 			return nil
 		}
-		if time.Since(begun) > wholeTime {
-			return err
-		}
-	}
+		return err
+	})
 }
 
 // setBack gives a host the plugin's state of some seconds ago, below its
@@ -391,12 +389,10 @@ func (k *soaker) setRemoved(h *lab.Host, removed bool) {
 // removeNode says node rm on a host until the cluster, which may just have lost
 // its leader, agreed.
 func removeNode(ctx context.Context, on *lab.Host, name string) error {
-	for begun := time.Now(); ; time.Sleep(500 * time.Millisecond) { // each try waits for a leader itself
+	return retry(45*time.Second, 500*time.Millisecond, func() error {
 		_, err := on.Exec(ctx, "isthmus", "node", "rm", name)
-		if err == nil || time.Since(begun) > 45*time.Second {
-			return err
-		}
-	}
+		return err
+	})
 }
 
 // settleTime is within which everything that Docker gave up is free again, also
@@ -421,13 +417,10 @@ func (k *soaker) settle() {
 	each(t, s.Hosts(), func(h *lab.Host) error { return removeAll(t.Context(), h, "soak") })
 	begun := time.Now()
 	for _, h := range s.Hosts() {
-		eventually(t, settleTime-time.Since(begun), func() error {
-			err := settled(t.Context(), s, h)
-			if err != nil {
-				time.Sleep(time.Second) // these minutes the plugins have other work than to answer
-			}
-			return err
-		})
+		// Rarely: these minutes the plugins have other work than to answer.
+		if err := retry(settleTime-time.Since(begun), time.Second, func() error { return settled(t.Context(), s, h) }); err != nil {
+			t.Fatalf("not within %s: %v", settleTime, err)
+		}
 		t.Logf("%s counts nothing as used %s after the last container was removed", h.Name, time.Since(begun).Round(time.Second))
 	}
 	for _, h := range s.Hosts() {
