@@ -26,7 +26,7 @@ func apart(t *testing.T, s *site) {
 	rest, founder, client := s.Hosts()[:3], s.Host(4), s.Host(5)
 	pair := []*lab.Host{founder, client}
 	for _, h := range pair {
-		docker(t, h, "network", "rm", "soak")
+		s.removeNetwork(t, "soak", h)
 		if out, err := h.Exec(t.Context(), "isthmus", "leave"); err != nil {
 			t.Fatalf("leave: %v: %s", err, out)
 		}
@@ -250,7 +250,7 @@ func meet(t *testing.T, s *site, one, other []*lab.Host) {
 func drop(t *testing.T, name, subnet string, hosts ...*lab.Host) {
 	t.Helper()
 	each(t, hosts, func(h *lab.Host) error {
-		if _, err := h.Docker(t.Context(), "network", "rm", name); err != nil {
+		if err := removeNetwork(h, name); err != nil {
 			return err
 		}
 		out, err := h.Exec(t.Context(), "isthmus", "networks", "forget", subnet)

@@ -470,7 +470,7 @@ func leaves(t *testing.T, s *site) {
 		t.Errorf("leave with a running container succeeds: %s", out)
 	}
 	removeBoxes(t, b)
-	docker(t, h, "network", "rm", "soak")
+	s.removeNetwork(t, "soak", h)
 	if out, err := h.Exec(t.Context(), "isthmus", "leave"); err != nil {
 		t.Fatalf("leave: %v: %s", err, out)
 	}

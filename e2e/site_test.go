@@ -159,20 +159,23 @@ func createNetwork(ctx context.Context, h *lab.Host, name string, args ...string
 
 func (s *site) removeNetwork(t *testing.T, name string, hosts ...*lab.Host) {
 	t.Helper()
-	each(t, s.orAll(hosts), func(h *lab.Host) error {
-		// An engine that is short of processor time removes endpoints after it
-		// said that their container is gone.
-		for begun := time.Now(); ; time.Sleep(200 * time.Millisecond) {
-			_, err := h.Docker(context.Background(), "network", "rm", name)
-			if err == nil || !strings.Contains(err.Error(), "has active endpoints") {
-				return err
-			}
-			if time.Since(begun) > 30*time.Second {
-				left, _ := h.Docker(context.Background(), "network", "inspect", "-f", "{{json .Containers}}", name)
-				return fmt.Errorf("%w: %s", err, left)
-			}
+	each(t, s.orAll(hosts), func(h *lab.Host) error { return removeNetwork(h, name) })
+}
+
+// removeNetwork removes a network whose containers are removed. Engines up to
+// 20.10 say that a container is gone before they remove its endpoints
+// (daemon/monitor.go: SetStopped comes before Cleanup), so it asks again.
+func removeNetwork(h *lab.Host, name string) error {
+	for begun := time.Now(); ; time.Sleep(200 * time.Millisecond) {
+		_, err := h.Docker(context.Background(), "network", "rm", name)
+		if err == nil || !strings.Contains(err.Error(), "has active endpoints") {
+			return err
 		}
-	})
+		if time.Since(begun) > time.Minute {
+			left, _ := h.Docker(context.Background(), "network", "inspect", "-f", "{{json .Containers}}", name)
+			return fmt.Errorf("%w: %s", err, left)
+		}
+	}
 }
 
 func (s *site) orAll(hosts []*lab.Host) []*lab.Host {
