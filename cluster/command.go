@@ -41,7 +41,9 @@ type Found struct {
 // Hello registers a host, or a new run of it, and opens a new session: the
 // index at which it is applied. A live host of the same Name under another ID
 // is refused with NameTaken, and a known identity on another machine with
-// Clone.
+// Clone. One that is prepared for another generation of the registry is refused
+// with OtherGen, which names the right one: whoever is let in by a registry that
+// was rebuilt must have let go of what a lost log had leased to it.
 type Hello struct {
 	PublicKey ed25519.PublicKey `json:"publicKey"`
 	Nonce     uint64            `json:"nonce"` // drawn at start; tells a repeated Hello from a new one
@@ -49,6 +51,7 @@ type Hello struct {
 	VTEP      netip.Addr        `json:"vtep"`
 	Address   netip.AddrPort    `json:"address"`
 	Machine   Machine           `json:"machine"`
+	Gen       uint64            `json:"gen,omitempty"` // of the Registry that the host is prepared for; 0 is 1: it was never rebuilt
 	// Claims are the blocks that the host keeps as active. They count after a
 	// Rebuild only, in the first Hello of the host to the new registry: those
 	// that overlap no other lease are leased to it again, under their number.
@@ -94,6 +97,10 @@ type Reserve struct {
 // of at most Want addresses (rounded up to a power of two), inside Range when
 // that is valid, never more than the pool's size / (2 * holders), at least one
 // address. A pool without a free address is refused (Full).
+//
+// After a Rebuild nothing is leased of the pools of a network that does not fence
+// by the VTEP while a host was not heard (Unheard): it may still use what the
+// lost log leased to it.
 type Grant struct {
 	Pool  PoolKey      `json:"pool"`
 	Range netip.Prefix `json:"range"`
@@ -101,7 +108,7 @@ type Grant struct {
 }
 
 // GrantExact leases the one address Addr. An address inside a lease of another
-// host is refused (Held), naming the holder.
+// host is refused (Held), naming the holder. Unheard is as with Grant.
 type GrantExact struct {
 	Pool PoolKey    `json:"pool"`
 	Addr netip.Addr `json:"addr"`
@@ -198,9 +205,11 @@ const (
 	Full          Code = "full"
 	OutOfRange    Code = "out-of-range"
 	Invalid       Code = "invalid"
-	Clone         Code = "clone"     // the identity belongs to another machine
-	InUse         Code = "in-use"    // what is to go is still held
-	Dissolved     Code = "dissolved" // the cluster ended
+	Clone         Code = "clone"            // the identity belongs to another machine
+	InUse         Code = "in-use"           // what is to go is still held
+	Dissolved     Code = "dissolved"        // the cluster ended
+	OtherGen      Code = "other-generation" // the registry was rebuilt since, see Refusal.Gen
+	Unheard       Code = "unheard"          // of a host that must be heard first since the registry was rebuilt
 )
 
 // Refusal is a command's error: deterministic, the same on every host. Text
@@ -209,6 +218,7 @@ type Refusal struct {
 	Code    Code     `json:"code"`
 	Text    string   `json:"text"`
 	Holders []HostID `json:"holders,omitempty"`
+	Gen     uint64   `json:"gen,omitempty"` // of the registry, with OtherGen
 }
 
 func (r *Refusal) Error() string { return r.Text }

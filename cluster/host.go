@@ -51,6 +51,10 @@ type Host struct {
 	Address   netip.AddrPort    `json:"address"` // where its gossip, records, raft and RPC are served
 	Machine   Machine           `json:"machine"`
 	Tombstone bool              `json:"tombstone,omitempty"`
+	// Unheard marks a forgotten host that was not heard since the registry was
+	// rebuilt, and of which nobody said that it is off: its containers may use
+	// what the lost log leased to it.
+	Unheard bool `json:"unheard,omitempty"`
 	// Replaced names the identity that took over name and address, when the
 	// host was installed anew without its state. This one has no session, is
 	// named NAME-SHORTID, and keeps its leases until it is forgotten.
@@ -95,6 +99,9 @@ type Witness struct {
 	Index   uint64  `json:"index"`
 	Host    Host    `json:"host"`             // as registered in that copy, zero when unknown
 	Leases  []Lease `json:"leases,omitempty"` // of that host, by number
+	// Claims are the blocks that the witness itself keeps. Its copy may lag
+	// behind them.
+	Claims []Claim `json:"claims,omitempty"`
 }
 
 // Boot is what a host may believe of its own disk after a start.

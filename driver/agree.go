@@ -21,31 +21,69 @@ type agreement struct {
 	kick chan struct{}
 
 	mu       sync.Mutex
-	creating map[string]int    // networks on their way into intent, by pools
-	index    uint64            // of the newest answer; older copies of the registry do not count
-	problems map[uint32]string // by cluster network, why the cluster refuses it
+	creating map[cluster.PoolKey]int // of networks on their way into intent
+	settling *settling               // what run proposes just now; nil for nothing
+	index    uint64                  // of the newest answer; older copies of the registry do not count
+	problems map[uint32]string       // by cluster network, why the cluster refuses it
 }
 
 func newAgreement(d *Driver) *agreement {
-	return &agreement{d: d, kick: make(chan struct{}, 1), creating: map[string]int{}, problems: map[uint32]string{}}
+	return &agreement{d: d, kick: make(chan struct{}, 1), creating: map[cluster.PoolKey]int{}, problems: map[uint32]string{}}
 }
 
-// create keeps a network that is about to be stored from being given back. The
-// returned function ends that.
+// settling is one network or pool that run is proposing something for.
+type settling struct {
+	pools  []cluster.PoolKey
+	cancel context.CancelFunc
+	ended  chan struct{}
+}
+
+// create keeps run away from a network that is about to be stored: what it
+// proposes for these pools just now is broken off first, since it would land
+// in the middle. The returned function ends that.
 func (a *agreement) create(pools []cluster.PoolKey) (done func()) {
-	count := func(n int) {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		a.creating[poolNames(pools)] += n
-		if a.creating[poolNames(pools)] == 0 {
-			delete(a.creating, poolNames(pools))
-		}
+	a.mu.Lock()
+	for _, p := range pools {
+		a.creating[p]++
 	}
-	count(1)
+	s := a.settling
+	a.mu.Unlock()
+	if s != nil && slices.ContainsFunc(s.pools, func(p cluster.PoolKey) bool { return slices.Contains(pools, p) }) {
+		s.cancel()
+		<-s.ended
+	}
 	return func() {
-		count(-1)
+		a.mu.Lock()
+		for _, p := range pools {
+			if a.creating[p]--; a.creating[p] == 0 {
+				delete(a.creating, p)
+			}
+		}
+		a.mu.Unlock()
 		a.wake()
 	}
+}
+
+// settle proposes something for pools in the background, unless a call is at
+// them, or intent does not need it any more: then it does nothing.
+func (a *agreement) settle(ctx context.Context, pools []cluster.PoolKey, needed func(*Intent) bool, propose func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s := &settling{pools, cancel, make(chan struct{})}
+	a.mu.Lock()
+	if slices.ContainsFunc(pools, func(p cluster.PoolKey) bool { return a.creating[p] > 0 }) || !needed(a.d.store.intent()) {
+		a.mu.Unlock()
+		return nil
+	}
+	a.settling = s
+	a.mu.Unlock()
+	defer func() {
+		a.mu.Lock()
+		a.settling = nil
+		a.mu.Unlock()
+		close(s.ended)
+	}()
+	return propose(ctx)
 }
 
 func (a *agreement) wake() {
@@ -85,42 +123,45 @@ func (a *agreement) step(ctx context.Context) error {
 	d := a.d
 	reg := d.cfg.Ledger.Registry()
 	a.mu.Lock()
-	coming := maps.Clone(a.creating)
 	stale := reg.Index < a.index
 	a.mu.Unlock()
 	if stale {
 		return nil // the change is on its way and will wake us
 	}
-	in := d.store.intent() // after creating: a network is in one of the two
+	in := d.store.intent()
 	var errs []error
 	for _, h := range in.held() {
-		n, ok := reg.NetworkOf(h.Pools)
-		var err error
-		if !ok || !slices.Contains(n.Holders, d.cfg.Host) {
-			n, err = a.attach(ctx, h.Network, h.Def, d.definition(h.Options))
-		}
-		a.note(h.Cluster, err)
-		if err == nil {
-			err = a.adopt(n)
-		}
-		errs = append(errs, err)
+		errs = append(errs, a.settle(ctx, h.Pools, func(in *Intent) bool { return in.defines(h.Pools, h.Def) }, func(ctx context.Context) error {
+			n, ok := reg.NetworkOf(h.Pools)
+			var err error
+			if !ok || !slices.Contains(n.Holders, d.cfg.Host) {
+				n, err = a.attach(ctx, h.Network, h.Def, d.definition(h.Options))
+			}
+			a.note(h.Cluster, err)
+			if err != nil {
+				return err
+			}
+			return a.adopt(n)
+		}))
 	}
 	a.leases(in)
 	for _, id := range slices.Sorted(maps.Keys(reg.Networks)) {
 		n := reg.Networks[id]
-		if slices.Contains(n.Holders, d.cfg.Host) && !in.uses(n.Pools) && coming[poolNames(n.Pools)] == 0 && !d.housed(id) {
-			errs = append(errs, a.detach(ctx, cluster.Command{DetachNetwork: &cluster.DetachNetwork{Network: id}}))
+		if slices.Contains(n.Holders, d.cfg.Host) && !d.housed(id) {
+			errs = append(errs, a.settle(ctx, n.Pools, func(in *Intent) bool { return !in.uses(n.Pools) }, func(ctx context.Context) error {
+				return a.detach(ctx, cluster.Command{DetachNetwork: &cluster.DetachNetwork{Network: id}})
+			}))
 		}
 	}
 	for pool := range in.Parting {
-		var err error
-		if !in.networked(pool) {
-			err = a.detach(ctx, cluster.Command{DetachPool: &cluster.DetachPool{Pool: pool}})
-		}
-		if err == nil {
-			err = d.store.edit(func(in *Intent) error { delete(in.Parting, pool); return nil })
-		}
-		errs = append(errs, err)
+		errs = append(errs, a.settle(ctx, []cluster.PoolKey{pool}, func(in *Intent) bool { _, ok := in.Parting[pool]; return ok }, func(ctx context.Context) error {
+			if !d.store.intent().networked(pool) {
+				if err := a.detach(ctx, cluster.Command{DetachPool: &cluster.DetachPool{Pool: pool}}); err != nil {
+					return err
+				}
+			}
+			return d.store.edit(func(in *Intent) error { delete(in.Parting, pool); return nil })
+		}))
 	}
 	return errors.Join(errs...)
 }

@@ -10,7 +10,8 @@
 //	View      what the cluster agreed and what it is heard to hold
 //	Plan      pure: Intent and View in; objects, handovers, records, problems out
 //	loop      Plan, Dump, Diff, Do (loop.go); then mend what died inside
-//	          sandboxes (mend.go), publish, and announce who moved (speak.go)
+//	          sandboxes (mend.go), publish, announce who moved (speak.go), and
+//	          cut off what has no right to its address (lost.go)
 //	agree     tells the cluster which networks this host holds (agree.go)
 //	look      finds in the sandboxes what intent does not know (tenant.go)
 //
@@ -34,7 +35,9 @@
 //
 // A host that must not take part itself (SetDetached) keeps everything and takes
 // its VXLAN devices down: running containers are cut off, and recover without a
-// restart.
+// restart. One endpoint on an address that its host has no right to (lost.go) is
+// cut off by itself: a veth by its host end, a macvlan inside its sandbox, under
+// a mark by which it is found again.
 //
 // State that was set back does not know all containers. What is found in a
 // sandbox on one of our devices is treated as an endpoint while it is there,

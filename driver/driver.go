@@ -56,8 +56,11 @@ type Addresses interface {
 	Holds(cluster.PoolKey) bool
 	// Claims lists the blocks that this host keeps as its own.
 	Claims() []cluster.Claim
-	// Subscribe returns a new one-slot channel, signalled when Claims, or what
-	// LeaseOf answers, changed.
+	// Lost lists the addresses in use here that this host has no right to, with
+	// the name of the container, where it is known.
+	Lost() map[cluster.PoolKey]map[netip.Addr]string
+	// Subscribe returns a new one-slot channel, signalled when Claims, Lost, or
+	// what LeaseOf answers, changed.
 	Subscribe() <-chan struct{}
 }
 
@@ -116,6 +119,7 @@ type Driver struct {
 	paths     map[cluster.HostID]int
 	detached  string          // why this host's endpoints are cut off
 	attached  chan struct{}   // closed when that changes
+	muted     map[string]bool // interfaces that may be cut off in their sandboxes, see lost.go
 	strangers []Tenant        // of the newest look into the sandboxes
 	looked    bool            // there was a whole one
 	leaving   bool            // Reset: nothing is left alone
@@ -136,7 +140,7 @@ func Open(cfg Config) (*Driver, error) {
 	}
 	d := &Driver{
 		cfg: cfg, log: cfg.Log, pace: defaultPace, store: s,
-		vtep: cfg.VTEP.Unmap(), mtu: cfg.MTU, paths: map[cluster.HostID]int{}, attached: make(chan struct{}),
+		vtep: cfg.VTEP.Unmap(), mtu: cfg.MTU, paths: map[cluster.HostID]int{}, attached: make(chan struct{}), muted: map[string]bool{},
 	}
 	d.loop = newLoop(d)
 	d.agree = newAgreement(d)

@@ -24,6 +24,9 @@ func (d *Driver) CreateEndpoint(ctx context.Context, r *network.CreateEndpointRe
 	if err == nil {
 		err = d.attachable(ctx)
 	}
+	if err == nil {
+		err = d.entitled(d.store.intent().Networks[e.Network], e)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("create endpoint: %w", err)
 	}
@@ -193,6 +196,9 @@ func (d *Driver) Join(ctx context.Context, r *network.JoinRequest) (*network.Joi
 	}
 	if err == nil {
 		err = d.attachable(ctx)
+	}
+	if err == nil {
+		err = d.entitled(n, e)
 	}
 	if err == nil {
 		err = d.join(ctx, e, n, r.SandboxKey)

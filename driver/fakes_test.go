@@ -307,12 +307,39 @@ type fakeAddresses struct {
 	foreign   map[cluster.PoolKey]bool
 	err       error
 	claims    []cluster.Claim
+	lost      map[cluster.PoolKey]map[netip.Addr]string
 	listeners []chan struct{}
+	asked     func() // happens when a pass asks for claims, which is after it took its view
+}
+
+func (f *fakeAddresses) Lost() map[cluster.PoolKey]map[netip.Addr]string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.lost
+}
+
+// lose says which address of a pool this host has no right to; "" for none.
+func (f *fakeAddresses) lose(pool, ip, name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lost = nil
+	if ip != "" {
+		f.lost = map[cluster.PoolKey]map[netip.Addr]string{pools(pool)[0]: {netip.MustParseAddr(ip): name}}
+	}
+	for _, l := range f.listeners {
+		select {
+		case l <- struct{}{}:
+		default:
+		}
+	}
 }
 
 func (f *fakeAddresses) Claims() []cluster.Claim {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.asked != nil {
+		f.asked()
+	}
 	return f.claims
 }
 
@@ -349,8 +376,14 @@ func (f *fakeAddresses) fail(err error) {
 	f.err = err
 }
 
-func (f *fakeAddresses) LeaseOf(cluster.PoolKey, netip.Addr) uint64 { return 7 }
-func (f *fakeAddresses) Holds(p cluster.PoolKey) bool               { return p.Space == "" && !f.foreign[p] }
+func (f *fakeAddresses) LeaseOf(p cluster.PoolKey, a netip.Addr) uint64 {
+	if _, lost := f.Lost()[p][a]; lost {
+		return 0
+	}
+	return 7
+}
+
+func (f *fakeAddresses) Holds(p cluster.PoolKey) bool { return p.Space == "" && !f.foreign[p] }
 
 // fakeHosts gives the host the ninth address of a pool.
 type fakeHosts struct {

@@ -101,12 +101,16 @@ func (h holdings) entitled(s *segment, peers []peer, v View, d *Desired) []peer 
 	return out
 }
 
-// checkOwn reports this host's own endpoints with addresses that others lease.
+// checkOwn reports this host's own endpoints with addresses that others lease,
+// as far as they are not cut off for that.
 func (h holdings) checkOwn(s *segment, v View, d *Desired) {
 	if s.Options.Foreign {
 		return
 	}
 	for _, e := range s.endpoints {
+		if s.lost[e.ID] {
+			continue
+		}
 		for _, a := range e.Addrs() {
 			lease := e.Lease4
 			if a == e.IPv6 {

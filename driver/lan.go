@@ -47,7 +47,7 @@ func planLAN(s *segment, v View, d *Desired) {
 		h := kernel.Handover{
 			Link: kernel.Link{
 				Name: e.link(), Kind: kin.kind, Standing: kernel.HandedOver, Parent: g.Link, MAC: e.MAC, MTU: s.MTU,
-				Mode: kin.mode, Flag: kin.flag, BCQueue: s.Options.BCQueue,
+				Mode: kin.mode, Flag: kin.flag, BCQueue: s.Options.BCQueue, Down: s.lost[e.ID],
 			},
 			Sandbox: e.Sandbox, Name: e.Inside, Addrs: e.Addrs(), Routes: s.routes(e), Follow: true,
 		}

@@ -229,21 +229,21 @@ func (l *loop) pass(ctx context.Context) result {
 		r.err, r.general = err, err
 		return r
 	}
-	v := d.view()
-	v.Claims = d.cfg.Addresses.Claims() // not under a lock: whoever is asked may be asking us
-	want := Plan(d.store.intent(), v)
+	settled := d.cfg.Heard.Settled() // before the view: by what it lacks after, nothing is known to be gone
+	want := Plan(d.store.intent(), d.world())
 	l.alarm(want.Problems)
 	d.cfg.Kernel.Heed(want.Heed...)
 	for dev, s := range want.Devices {
 		l.devices[dev] = s.Cluster
 	}
-	a := l.apply(ctx, want, &r)
+	a := l.apply(ctx, want, settled, &r)
 	maps.DeleteFunc(l.devices, func(dev string, _ uint32) bool { return r.err == nil && want.Devices[dev] == nil })
 	if a.have != nil {
 		gone := l.mend(ctx, want, a, &r)
 		d.cfg.Heard.Publish(slices.DeleteFunc(want.Records, func(rec cluster.Record) bool { return gone[rec.Endpoint] }))
 		l.listen(want, a.first, time.Now())
 	}
+	l.mute(ctx, want, &r)
 	return r
 }
 
@@ -268,10 +268,11 @@ type applied struct {
 }
 
 // apply dumps, compares and does; when links were touched it looks again,
-// since the kernel drops neighbours with them.
-func (l *loop) apply(ctx context.Context, want Desired, r *result) applied {
+// since the kernel drops neighbours with them. What others are not heard to have
+// is removed only when the news had settled.
+func (l *loop) apply(ctx context.Context, want Desired, settled bool, r *result) applied {
 	a := applied{made: map[string]bool{}}
-	rules := kernel.Options{KeepRemote: !l.d.cfg.Heard.Settled(), Leave: l.leave(want)}
+	rules := kernel.Options{KeepRemote: !settled, Leave: l.leave(want)}
 	var failed error
 	for attempt := 0; attempt < 2; attempt++ {
 		have, err := l.d.cfg.Kernel.Dump(ctx)

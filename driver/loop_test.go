@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,6 +56,26 @@ func TestSettleGate(t *testing.T) {
 	h.heard.change(func() { h.heard.settled = true })
 	h.awaitNot("02:00:00:00:02:03")
 	h.contains("neigh 10.1.0.5")
+}
+
+// TestSettlesDuringPass: a view that was taken before the news had settled
+// removes nothing, also when they settle before it is held against the kernel.
+func TestSettlesDuringPass(t *testing.T) {
+	h := startHost(t)
+	h.app()
+	h.heard.say("host2", remote(1, "db", "10.1.0.3", "02:00:00:00:02:03"))
+	h.awaitHas("neigh 10.1.0.3")
+	h.stop()
+	streams := h.heard.streams
+	h.heard.change(func() { h.heard.settled, h.heard.streams = false, map[cluster.HostID]cluster.Stream{} })
+	h.addresses.asked = func() { h.heard.change(func() { h.heard.settled, h.heard.streams = true, streams }) }
+	h.kernel.ResetLog()
+	h.start(hasty)
+	h.run("web", "app", "10.1.0.2/16")
+	h.await("it settled", h.heard.Settled)
+	if log := h.kernel.Log(); slices.ContainsFunc(log, func(s string) bool { return strings.HasPrefix(s, "del ") }) {
+		t.Errorf("removed something:\n%s", strings.Join(log, "\n"))
+	}
 }
 
 // TestDeleteWhileUnsettled: a network that Docker removed goes at once.

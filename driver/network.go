@@ -149,6 +149,17 @@ func (in *Intent) uses(pools []cluster.PoolKey) bool {
 	return false
 }
 
+// defines reports whether a network of this host is the one on these pools, as
+// it is defined here.
+func (in *Intent) defines(pools []cluster.PoolKey, def cluster.Definition) bool {
+	for _, n := range in.Networks {
+		if slices.Equal(n.Pools, pools) && n.Def == def {
+			return true
+		}
+	}
+	return false
+}
+
 // networked reports whether a network of this host uses the pool.
 func (in *Intent) networked(pool cluster.PoolKey) bool {
 	for _, n := range in.Networks {

@@ -23,9 +23,10 @@ type View struct {
 	Streams []cluster.Stream
 	// Registry is what the cluster agreed, nil for nothing.
 	Registry  *cluster.Registry
-	Claims    []cluster.Claim // blocks that this host keeps
-	Strangers []Tenant        // in the sandboxes here, unknown to intent when it was looked
-	Detached  string          // why endpoints of this host are cut off; empty: they are not
+	Claims    []cluster.Claim                           // blocks that this host keeps
+	Strangers []Tenant                                  // in the sandboxes here, unknown to intent when it was looked
+	Lost      map[cluster.PoolKey]map[netip.Addr]string // addresses in use here without a right to them, with the container's name
+	Detached  string                                    // why endpoints of this host are cut off; empty: they are not
 	// Links are those of this host, by name; only where a network in a LAN needs
 	// to know.
 	Links []kernel.Device
@@ -38,6 +39,7 @@ type View struct {
 type Desired struct {
 	State     kernel.State
 	Handovers []handover
+	Muted     []handover              // to be cut off inside their sandboxes
 	Records   []cluster.Record        // all that this host publishes
 	Bindings  map[binding]cluster.MAC // who is who in the networks held here
 	Segments  []*segment              // by cluster network id
@@ -65,6 +67,9 @@ type handover struct {
 func (d *Desired) attach(e Endpoint, h handover) {
 	h.Endpoint = e
 	d.ends[e.ID] = h
+	if h.Link.Down && e.Sandbox != "" {
+		d.Muted = append(d.Muted, h)
+	}
 	if e.Sandbox != "" && !e.found {
 		d.Handovers = append(d.Handovers, h)
 	}
@@ -86,7 +91,8 @@ type segment struct {
 	Local   []cluster.MAC            // of the joined endpoints
 	Device  string                   // link that leads to the other hosts
 	Speaker string                   // link that the host itself announces from; empty: it does not
-	ownIP   map[netip.Addr]*Endpoint // of all endpoints here, joined or not
+	lost    map[string]bool          // endpoints here that are cut off, by id
+	ownIP   map[netip.Addr]*Endpoint // of all other endpoints here, joined or not
 	ownMAC  map[cluster.MAC]*Endpoint
 }
 
@@ -121,11 +127,14 @@ func Plan(in *Intent, v View) Desired {
 	d.State = make(kernel.State, 3*remote) // about what they come to
 	for i, n := range networks {
 		mode := modeOf(n.Def.Mode)
-		s := &segment{held: n, before: networks[:i], ownIP: map[netip.Addr]*Endpoint{}, ownMAC: map[cluster.MAC]*Endpoint{}}
+		s := &segment{held: n, before: networks[:i], lost: v.lost(n, agreed, &d), ownIP: map[netip.Addr]*Endpoint{}, ownMAC: map[cluster.MAC]*Endpoint{}}
 		d.Segments = append(d.Segments, s)
 		d.Records = append(d.Records, cluster.Record{Network: n.Cluster})
 		for i := range n.endpoints {
 			e := &n.endpoints[i]
+			if s.lost[e.ID] {
+				continue
+			}
 			if !e.MAC.IsZero() {
 				s.ownMAC[e.MAC] = e
 			}
@@ -270,7 +279,7 @@ func resolve(s *segment, peers []peer, v View, d *Desired) []peer {
 	}
 	for _, e := range s.endpoints {
 		for _, a := range e.Addrs() {
-			if e.Joined() {
+			if e.Joined() && !s.lost[e.ID] {
 				d.Bindings[binding{s.Cluster, a.Addr()}] = e.MAC
 			}
 		}

@@ -47,7 +47,7 @@ func planShim(s *segment, g ground, v View, d *Desired) {
 	for _, e := range s.endpoints {
 		for _, p := range e.Addrs() {
 			i := slices.IndexFunc(s.HostAddrs, func(a netip.Addr) bool { return a.Is4() == p.Addr().Is4() })
-			if i < 0 || !e.Joined() {
+			if i < 0 || !e.Joined() || s.lost[e.ID] {
 				continue
 			}
 			d.State.Put(kernel.FIB{Dst: netip.PrefixFrom(p.Addr(), p.Addr().BitLen()), Dev: shim.Name, Src: s.HostAddrs[i]})

@@ -3,6 +3,7 @@ package driver
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -80,14 +81,14 @@ type EndpointStatus struct {
 	IPv4    netip.Addr  `json:"ipv4,omitzero"`
 	IPv6    netip.Addr  `json:"ipv6,omitzero"`
 	Name    string      `json:"name,omitempty"`
-	State   string      `json:"state"`             // created, joined, gone, found (in a sandbox, and not known otherwise); remote ones: alive, failed
+	State   string      `json:"state"`             // created, joined, gone, found (in a sandbox, and not known otherwise), cut off (its address is not leased to this host any more); remote ones: alive, failed
 	Inside  string      `json:"inside,omitempty"`  // interface name inside the container
 	Sandbox string      `json:"sandbox,omitempty"` // of local ones
 }
 
 // Status describes the driver.
 func (d *Driver) Status() Status {
-	in, v := d.store.intent(), d.view()
+	in, v := d.store.intent(), d.world()
 	p := Plan(in, v)
 	s := Status{
 		VTEP: v.VTEP, Port: v.Port, MTU: v.underlay(), Settled: d.cfg.Heard.Settled(), Detached: v.Detached,
@@ -111,7 +112,7 @@ func (d *Driver) problems(p Desired) []Problem {
 
 // Networks lists the cluster networks that this host holds, by id.
 func (d *Driver) Networks() []NetworkStatus {
-	v := d.view()
+	v := d.world()
 	p := Plan(d.store.intent(), v)
 	problems := d.problems(p)
 	out := make([]NetworkStatus, 0, len(p.Segments))
@@ -168,16 +169,21 @@ func (n Network) routers() string {
 // Endpoints lists the endpoints of the networks that this host holds, its own
 // first, as they are recorded: duplicates are among them.
 func (d *Driver) Endpoints() []EndpointStatus {
-	v := d.view()
+	v := d.world()
 	in := d.store.intent()
 	networks := v.adopt(in.held(), &Desired{Left: map[string]bool{}})
 	peers := v.peers(networks, &Desired{})
 	out := []EndpointStatus{}
 	for _, n := range networks {
+		lost := v.lost(n, holdings{}, &Desired{})
 		for _, e := range n.endpoints {
+			state := e.state()
+			if lost[e.ID] {
+				state = "cut off"
+			}
 			out = append(out, EndpointStatus{
 				Network: poolNames(n.Pools), VNI: n.Def.VNI, ID: cluster.EndpointIDOf(e.ID).String(), Host: v.name(v.Host), VTEP: v.VTEP,
-				MAC: e.MAC, IPv4: e.IPv4.Addr(), IPv6: e.IPv6.Addr(), State: e.state(), Inside: e.Inside, Sandbox: e.Sandbox,
+				MAC: e.MAC, IPv4: e.IPv4.Addr(), IPv6: e.IPv6.Addr(), State: state, Inside: e.Inside, Sandbox: e.Sandbox,
 			})
 		}
 	}
@@ -260,6 +266,10 @@ func (d *Driver) remoteHolder(pool cluster.PoolKey, addr netip.Addr) string {
 	return ""
 }
 
+// ErrNoNetwork is the cause when Forget is told of a network that this host does
+// not have.
+var ErrNoNetwork = errors.New("this host has no such network: name a Docker network id, a VNI or a subnet as isthmus networks lists them")
+
 // Forget drops networks that Docker no longer knows, with their endpoints: what
 // is a Docker network id (or its beginning), a VNI or a pool. It returns the
 // pools that no network of this host uses any more.
@@ -277,7 +287,7 @@ func (d *Driver) Forget(ctx context.Context, what string) ([]cluster.PoolKey, er
 	}
 	switch {
 	case len(found) == 0:
-		return nil, fmt.Errorf("forget network %s: this host has no such network: name a Docker network id, a VNI or a subnet as isthmus networks lists them", what)
+		return nil, fmt.Errorf("forget network %s: %w", what, ErrNoNetwork)
 	case len(clusters) > 1:
 		return nil, fmt.Errorf("forget network %s: %d networks are meant: name one by its VNI or its subnet", what, len(clusters))
 	}

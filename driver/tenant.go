@@ -84,9 +84,16 @@ func (d *Driver) look(ctx context.Context) ([]Tenant, error) {
 	slices.SortFunc(tenants, func(a, b Tenant) int {
 		return cmp.Or(strings.Compare(a.Sandbox, b.Sandbox), strings.Compare(a.Name, b.Name))
 	})
+	muted := map[string]bool{}
+	for _, f := range found {
+		if f.Muted {
+			muted[identity(f.MAC, f.Link)] = true
+		}
+	}
 	strangers := slices.DeleteFunc(slices.Clone(tenants), func(t Tenant) bool { return in.has(t) || now.has(t) })
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	maps.Copy(d.muted, muted)
 	if err != nil && d.looked {
 		return tenants, err
 	}
@@ -107,13 +114,16 @@ func (in *Intent) has(t Tenant) bool {
 	return false
 }
 
-// is reports whether a tenant is that endpoint: by its MAC, or where it has that
-// of its parent, by the name that it was made with.
-func (t Tenant) is(e Endpoint) bool {
-	if t.MAC.IsZero() {
-		return t.Link != "" && t.Link == e.link()
+// is reports whether a tenant is that endpoint.
+func (t Tenant) is(e Endpoint) bool { return identity(t.MAC, t.Link) == identity(e.MAC, e.link()) }
+
+// identity tells an interface in a sandbox from all others: its MAC, or where it
+// has that of its parent (and the MAC here is zero), the name that it was made with.
+func identity(mac cluster.MAC, link string) string {
+	if mac.IsZero() {
+		return link
 	}
-	return t.MAC == e.MAC
+	return mac.String()
 }
 
 // lan reports a tenant that stands in a LAN.

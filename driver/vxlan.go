@@ -58,6 +58,9 @@ func planVXLAN(n *segment, v View, d *Desired) {
 
 	for _, e := range n.endpoints {
 		h := attachVXLAN(n.held, e, n.MTU)
+		if n.lost[e.ID] {
+			h.Link.Down, h.Host.Down = h.Host.Name == "", h.Host.Name != ""
+		}
 		d.attach(e, handover{Handover: h})
 		d.State.Put(h.Link)
 		d.Devices[h.Link.Name] = n

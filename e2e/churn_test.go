@@ -145,7 +145,7 @@ func startQuick(ctx context.Context, h *lab.Host, name, network string) (*box, e
 // some seconds gives up killing them; it is asked again.
 func removeAll(ctx context.Context, h *lab.Host, network string) error {
 	var failed error
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(3 * time.Minute); time.Now().Before(deadline); {
 		out, err := h.Docker(ctx, "ps", "-aq", "--filter", "network="+network)
 		if err != nil || out == "" {
 			return err

@@ -27,6 +27,7 @@ func TestFiveHosts(t *testing.T) {
 	}{
 		{"voters", voters}, {"exact", exactAddresses}, {"minority", minority}, {"power-cycle", powerCycle}, {"clone", cloned},
 		{"node-rm", removedHost}, {"leave", leaves}, {"backup", backups}, {"soak", soak}, {"recover", recovers},
+		{"apart", apart}, {"restore", restores},
 	} {
 		if !t.Run(part.name, func(t *testing.T) { part.do(t, s) }) {
 			return
@@ -42,13 +43,15 @@ type ledgerStatus struct {
 		Gen       uint64
 		Reachable bool
 		Error     string
-		Voters    []struct {
-			Name    string
-			Leader  bool
-			Healthy bool
-		}
+		Voters    []voter
 	}
 	Problems []struct{ Cause, Remedy string }
+}
+
+type voter struct {
+	Name    string
+	Leader  bool
+	Healthy bool
 }
 
 func statusOf(ctx context.Context, h *lab.Host) (ledgerStatus, error) {
@@ -352,13 +355,16 @@ func cloned(t *testing.T, s *site) {
 	free := clients(t, s)
 	original, copied := free[0], free[1]
 	first := run(t, original, "clone-original", "soak")
-	keep := saveState(t, copied, "own")
-	image := saveState(t, original, "image")
+	must := lab.Must(t)
+	keep := must(saveState(t.Context(), copied, "own"))
+	image := must(saveState(t.Context(), original, "image"))
 	// The clone speaks first: the original is off.
 	if err := original.PowerOff(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	swapState(t, copied, func() { copyState(t, original, image, copied) })
+	if err := swapState(t.Context(), copied, func() error { return copyState(t.Context(), original, image, copied) }); err != nil {
+		t.Fatal(err)
+	}
 	eventually(t, 30*time.Second, func() error {
 		st, err := statusOf(t.Context(), copied)
 		if err == nil && !strings.Contains(st.Ledger.Error, "was copied from there") {
@@ -380,7 +386,9 @@ func cloned(t *testing.T, s *site) {
 	if bad := twice(t.Context(), s.Hosts(), "soak"); len(bad) > 0 {
 		t.Error(bad)
 	}
-	swapState(t, copied, func() { putState(t, copied, keep) })
+	if err := swapState(t.Context(), copied, func() error { return putState(t.Context(), copied, keep) }); err != nil {
+		t.Fatal(err)
+	}
 	s.awaitMembers(t, len(s.Hosts()))
 	third := run(t, copied, "clone-third", "soak")
 	third.must(t, "ping", "-c", "1", "-W", "2", second.ip4)
@@ -423,21 +431,35 @@ func removedHost(t *testing.T, s *site) {
 		t.Errorf("%s answers as %q, want gone-next", lost.ip4, got)
 	}
 	removeBoxes(t, lost)
-	rejoin(t, s, gone)
+	if err := rejoin(t.Context(), gone); err != nil {
+		t.Fatal(err)
+	}
 	removeBoxes(t, taken, watcher)
 }
 
-// rejoin resets a host and gives it the networks of the test again.
-func rejoin(t *testing.T, s *site, h *lab.Host) {
-	t.Helper()
-	if out, err := h.Exec(t.Context(), "isthmus", "reset", "--force"); err != nil {
-		t.Fatalf("reset: %v: %s", err, out)
+// rejoin resets a host and gives it the network of the test again. It must have
+// no containers on it.
+func rejoin(ctx context.Context, h *lab.Host) error {
+	if out, err := h.Exec(ctx, "isthmus", "reset", "--force"); err != nil {
+		return fmt.Errorf("reset: %w: %s", err, out)
 	}
-	h.Docker(t.Context(), "network", "rm", "soak")
-	eventually(t, 40*time.Second, func() error {
-		_, err := createNetwork(t.Context(), h, "soak", "--subnet", soakSubnet)
+	return recreate(ctx, h, "soak", soakSubnet)
+}
+
+// recreate removes a network of a host's engine, of which the plugin may know
+// nothing any more, and creates it anew.
+func recreate(ctx context.Context, h *lab.Host, name, subnet string) error {
+	var removed error
+	err := retry(45*time.Second, 500*time.Millisecond, func() error {
+		_, removed = h.Docker(ctx, "network", "rm", name)
+		_, err := createNetwork(ctx, h, name, "--subnet", subnet)
 		return err
 	})
+	if err != nil {
+		left, _ := h.Docker(ctx, "network", "inspect", "-f", "{{json .Containers}}", name)
+		return fmt.Errorf("%w (%v: %s)", err, removed, left)
+	}
+	return nil
 }
 
 // leaves: a host that leaves gives everything back, and is missed by nobody.
@@ -448,7 +470,7 @@ func leaves(t *testing.T, s *site) {
 		t.Errorf("leave with a running container succeeds: %s", out)
 	}
 	removeBoxes(t, b)
-	docker(t, h, "network", "rm", "soak")
+	s.removeNetwork(t, "soak", h)
 	if out, err := h.Exec(t.Context(), "isthmus", "leave"); err != nil {
 		t.Fatalf("leave: %v: %s", err, out)
 	}
@@ -545,46 +567,4 @@ func recovers(t *testing.T, s *site) {
 	}
 	removeBoxes(t, append(more, keep)...)
 	s.removeNetwork(t, "late", left[1])
-}
-
-// stateDir is where the managed plugin's state lies on a host.
-func stateDir(t *testing.T, h *lab.Host) string {
-	t.Helper()
-	return docker(t, h, "plugin", "inspect", "-f", "/var/lib/docker/plugins/{{.Id}}/propagated-mount", driverName)
-}
-
-// saveState copies a host's state as it is at one moment, as a snapshot of the
-// machine would.
-func saveState(t *testing.T, h *lab.Host, name string) string {
-	t.Helper()
-	to := "/var/tmp/state-" + name
-	lab.Must(t)(h.Exec(t.Context(), "sh", "-c", fmt.Sprintf(
-		`rm -rf %[1]s; pid=$(pidof isthmus); kill -STOP $pid; cp -a %[2]s %[1]s; result=$?; kill -CONT $pid; exit $result`, to, stateDir(t, h))))
-	return to
-}
-
-// putState replaces a host's state by a copy. The plugin must not run.
-func putState(t *testing.T, h *lab.Host, from string) {
-	t.Helper()
-	dir := stateDir(t, h)
-	lab.Must(t)(h.Exec(t.Context(), "sh", "-c", fmt.Sprintf("find %[1]s -mindepth 1 -delete && cp -a %[2]s/. %[1]s/", dir, from)))
-}
-
-// copyState puts the saved state of one host, which may be off, on another.
-func copyState(t *testing.T, from *lab.Host, saved string, to *lab.Host) {
-	t.Helper()
-	const landed = "/var/tmp/state-landed"
-	lab.Must(t)(to.Exec(t.Context(), "rm", "-rf", landed))
-	if err := to.CopyDir(from.DiskPath(saved), landed); err != nil {
-		t.Fatal(err)
-	}
-	putState(t, to, landed)
-}
-
-// swapState stops a host's plugin for as long as its state is changed.
-func swapState(t *testing.T, h *lab.Host, change func()) {
-	t.Helper()
-	docker(t, h, "plugin", "disable", "-f", driverName)
-	change()
-	docker(t, h, "plugin", "enable", driverName)
 }

@@ -102,11 +102,16 @@ type poolReport struct {
 	Pool   string
 	Blocks []struct {
 		Block      string
+		Holder     string // its id
 		Host       string
 		Here       bool
 		Used, Free int
 	}
-	Used []struct{ Addr, Name string }
+	Used   []struct{ Addr, Name string }
+	Shares []struct {
+		Name      string
+		Addresses int
+	}
 }
 
 func poolOf(ctx context.Context, h *lab.Host, subnet string) (poolReport, error) {

@@ -159,16 +159,23 @@ func createNetwork(ctx context.Context, h *lab.Host, name string, args ...string
 
 func (s *site) removeNetwork(t *testing.T, name string, hosts ...*lab.Host) {
 	t.Helper()
-	each(t, s.orAll(hosts), func(h *lab.Host) error {
-		// An engine that is short of processor time removes endpoints after it
-		// said that their container is gone.
-		for begun := time.Now(); ; time.Sleep(200 * time.Millisecond) {
-			_, err := h.Docker(context.Background(), "network", "rm", name)
-			if err == nil || !strings.Contains(err.Error(), "has active endpoints") || time.Since(begun) > 30*time.Second {
-				return err
-			}
+	each(t, s.orAll(hosts), func(h *lab.Host) error { return removeNetwork(h, name) })
+}
+
+// removeNetwork removes a network whose containers are removed. Engines up to
+// 20.10 say that a container is gone before they remove its endpoints
+// (daemon/monitor.go: SetStopped comes before Cleanup), so it asks again.
+func removeNetwork(h *lab.Host, name string) error {
+	for begun := time.Now(); ; time.Sleep(200 * time.Millisecond) {
+		_, err := h.Docker(context.Background(), "network", "rm", name)
+		if err == nil || !strings.Contains(err.Error(), "has active endpoints") {
+			return err
 		}
-	})
+		if time.Since(begun) > time.Minute {
+			left, _ := h.Docker(context.Background(), "network", "inspect", "-f", "{{json .Containers}}", name)
+			return fmt.Errorf("%w: %s", err, left)
+		}
+	}
 }
 
 func (s *site) orAll(hosts []*lab.Host) []*lab.Host {
@@ -376,14 +383,18 @@ func each(t *testing.T, hosts []*lab.Host, do func(*lab.Host) error) {
 func eventually(t *testing.T, within time.Duration, check func() error) time.Duration {
 	t.Helper()
 	begun := time.Now()
-	for {
-		err := check()
-		if err == nil {
-			return time.Since(begun)
+	if err := retry(within, 50*time.Millisecond, check); err != nil {
+		t.Fatalf("not within %s: %v", within, err)
+	}
+	return time.Since(begun)
+}
+
+// retry asks another process until it has what is wanted, and returns its last
+// reason when that does not come in time.
+func retry(within, every time.Duration, check func() error) error {
+	for begun := time.Now(); ; time.Sleep(every) {
+		if err := check(); err == nil || time.Since(begun) > within {
+			return err
 		}
-		if time.Since(begun) > within {
-			t.Fatalf("not within %s: %v", within, err)
-		}
-		time.Sleep(50 * time.Millisecond) // between two looks at another process
 	}
 }

@@ -356,6 +356,7 @@ func (i *IPAM) Adopt(key cluster.PoolKey, a netip.Addr, name string) error {
 		i.mu.Unlock()
 		return nil
 	}
+	p.found[a] = !i.m.Confirmed
 	b, covered := p.Covering(a)
 	p.alarm(fmt.Sprintf("address %s was found in a running container, and not in what this host remembers: taken as used", a), i.cfg.Now())
 	i.cfg.Log.WithFields(map[string]any{"pool": key.String(), "address": a.String(), "name": name, "covered": covered && !b.Draining}).

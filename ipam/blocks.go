@@ -143,6 +143,13 @@ func (i *IPAM) acquireOnce(ctx context.Context, p *pool, c cluster.Command) erro
 	if err != nil {
 		return err
 	}
+	// Whoever uses a block testifies from a copy that knows of its lease.
+	if err := i.included(ctx, res.Lease); err != nil {
+		i.mu.Lock()
+		i.m.Abandon(request)
+		i.mu.Unlock()
+		return err
+	}
 	contest := i.contest(ctx, res.Lease)
 	i.mu.Lock()
 	if p.rec == nil {
@@ -150,8 +157,8 @@ func (i *IPAM) acquireOnce(ctx context.Context, p *pool, c cluster.Command) erro
 		i.mu.Unlock()
 		return errGone(p)
 	}
-	// What the answer says of the pool comes with the block, which may hold a
-	// gateway or a reserved address that the local copy does not know yet.
+	// What the answer says of the pool is stored with the block, which may hold a
+	// gateway or a reserved address that a copy stored before does not know.
 	rec := p.learned(res)
 	step, err := i.m.Answered(request, res, contest)
 	if stored := i.commit(step, put(poolBucket, poolKey(p.key), rec)); stored != nil {
@@ -167,6 +174,17 @@ func (i *IPAM) acquireOnce(ctx context.Context, p *pool, c cluster.Command) erro
 		err = errors.Join(err, i.send(ctx, p, step.Send))
 	}
 	return err
+}
+
+// included waits until the copy of the registry includes a lease. One that it
+// comes to include later is taken up by Run.
+func (i *IPAM) included(ctx context.Context, l cluster.Lease) error {
+	ctx, cancel := context.WithTimeout(ctx, copyTime)
+	defer cancel()
+	if err := i.cfg.Ledger.Await(ctx, l.ID); err != nil {
+		return fmt.Errorf("use block %s of subnet %s, which was just leased: this host's copy of the registry lags behind; try again: %w", l.Block, l.Pool, err)
+	}
+	return nil
 }
 
 // ask proposes a numbered command. When there is no answer it is abandoned:

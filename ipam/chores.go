@@ -144,12 +144,16 @@ func (i *IPAM) do(ctx context.Context, p *pool, c chore) error {
 func (i *IPAM) leaseAhead(ctx context.Context, p *pool, ranges []netip.Prefix, want int) error {
 	for _, within := range ranges {
 		err := i.grow(ctx, p, within, want)
-		if _, full := refused(err, cluster.Full); full {
+		_, full := refused(err, cluster.Full)
+		_, unheard := refused(err, cluster.Unheard)
+		if full || unheard {
 			i.mu.Lock()
 			p.quiet = i.cfg.Now().Add(holdOff)
-			p.problem = ""
+			if full {
+				p.problem = "" // nobody waits for it: no reason to complain
+			}
 			i.mu.Unlock()
-			return nil // nobody waits for it: no reason to complain
+			return nil
 		}
 		if err != nil {
 			return err

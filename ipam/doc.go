@@ -36,6 +36,9 @@
 //     adds a command here must have a rule for what reconcile finds then.
 //   - A copy of the registry counts as fresh only when it is taken after
 //     Fresh said so, see copy.
+//   - An address in use that no lease covers stays in use here, and is never handed
+//     out; the network driver cuts its endpoint off (Lost).
+//   - Before a Hello to a registry that was rebuilt, Rebuilt must have returned.
 //   - A recall may reach a host that waits for a recall itself: Recalled must
 //     not take the turn of a pool in use.
 //   - IPAM.mu is held over fsync for rare changes, but not for addresses:

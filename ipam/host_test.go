@@ -250,6 +250,18 @@ func (c cutLedger) Registry() *cluster.Registry {
 	return c.h.seen
 }
 
+// Await waits for the copy that Registry shows, which may lag.
+func (c cutLedger) Await(ctx context.Context, index uint64) error {
+	for c.Registry().Index < index {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return nil
+}
+
 func (c cutLedger) Boot() cluster.Boot {
 	if c.h.boot == nil {
 		return cluster.Boot{Settled: true}

@@ -35,6 +35,9 @@ type Ledger interface {
 	Fresh() bool
 	// Boot says what this host may believe of its own disk since the start.
 	Boot() cluster.Boot
+	// Await blocks until the copy includes an index of the log, and fails when
+	// ctx ends before.
+	Await(ctx context.Context, index uint64) error
 	// Subscribe returns a one-slot channel that is signalled on any change of
 	// the above.
 	Subscribe() <-chan struct{}
@@ -92,6 +95,7 @@ const (
 	backTime    = 3 * time.Second // of a proposal that nobody waits for
 	recallTime  = 2 * time.Second
 	claimTime   = time.Second             // in which a host must answer whether it keeps a block
+	copyTime    = 2 * time.Second         // that a granted block waits for the copy to include it
 	trustTime   = 1500 * time.Millisecond // that a call waits for the disk to be trusted
 	keepTime    = lease.KeepTime          // that a parked pool, or a block of a freed --ip, is kept for its return
 	openTime    = 30 * time.Second        // within which Docker asks for the auxiliary addresses of a new network
@@ -127,6 +131,7 @@ type pool struct {
 	*lease.Pool         // the machine's part
 	rec         *record // nil: this host is not attached
 	dead        map[netip.Addr]dead
+	found       map[netip.Addr]bool // in a running container, before the cluster confirmed this run
 
 	leaving bool                 // being given up: not to be used from the local copy
 	left    uint64               // index at which the host was detached; older copies do not count
@@ -171,6 +176,10 @@ func Open(cfg Config) (*IPAM, error) {
 	for key, rec := range records {
 		i.pool(key).rec = &rec
 	}
+	// A stored copy is no proof that the blocks were held against it.
+	if err := i.Rebuilt(cfg.Ledger.Registry().Cluster, cfg.Ledger.Registry().Gen); err != nil {
+		return nil, fmt.Errorf("open addresses: %w", err)
+	}
 	i.m.Boot(cfg.Ledger.Boot())
 	i.suspect = i.m.Suspect()
 	return i, nil
@@ -180,7 +189,7 @@ func Open(cfg Config) (*IPAM, error) {
 func (i *IPAM) pool(key cluster.PoolKey) *pool {
 	p, ok := i.pools[key]
 	if !ok {
-		p = &pool{key: key, hold: make(chan struct{}, 1), Pool: i.m.Pool(key), dead: map[netip.Addr]dead{}, alarms: map[string]time.Time{}}
+		p = &pool{key: key, hold: make(chan struct{}, 1), Pool: i.m.Pool(key), dead: map[netip.Addr]dead{}, found: map[netip.Addr]bool{}, alarms: map[string]time.Time{}}
 		i.pools[key] = p
 	}
 	return p
@@ -243,13 +252,13 @@ func (i *IPAM) finish(s lease.Step, w *write) error {
 func (i *IPAM) done(s lease.Step, err error) {
 	i.m.Done(s, err)
 	i.idle.Broadcast()
-	if slices.ContainsFunc(s.Writes, func(w lease.Write) bool { return w.Lease != 0 }) {
+	if slices.ContainsFunc(s.Writes, i.shows) {
 		i.tell()
 	}
 }
 
-// Subscribe returns a one-slot channel that is signalled when Claims or Suspect
-// have changed.
+// Subscribe returns a one-slot channel that is signalled when Claims, Lost or
+// Suspect have changed.
 func (i *IPAM) Subscribe() <-chan struct{} {
 	ch := make(chan struct{}, 1)
 	i.mu.Lock()

@@ -48,6 +48,21 @@ func (i *IPAM) ReleasePool(_ context.Context, req *docker.ReleasePoolRequest) er
 	return nil
 }
 
+// Parked lists the pools that no Docker network of this host uses any more, and
+// that are kept for the return of one.
+func (i *IPAM) Parked() []cluster.PoolKey {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	var out []cluster.PoolKey
+	for key, p := range i.pools {
+		if p.parked() {
+			out = append(out, key)
+		}
+	}
+	slices.SortFunc(out, cluster.ComparePools)
+	return out
+}
+
 // Forget drops all uses of a pool on this host, as if Docker had released
 // them, and gives it up as soon as the cluster can be told. Addresses of live
 // endpoints stay.

@@ -29,6 +29,7 @@ func (i *IPAM) Run(ctx context.Context) error {
 	var retry time.Time
 	wait := retryFirst
 	for {
+		i.catchUp()
 		i.look(ctx)
 		if r, fresh := i.copy(); (r != seen || !settled) && fresh {
 			if r != seen {
@@ -59,6 +60,18 @@ func (i *IPAM) Run(ctx context.Context) error {
 			i.yield()
 			i.rivals(ctx)
 		}
+	}
+}
+
+// catchUp takes note of a copy of a registry that was rebuilt, and has not let
+// this host in yet.
+func (i *IPAM) catchUp() {
+	r, fresh := i.copy()
+	if fresh {
+		return // to be reconciled with at once
+	}
+	if err := i.Rebuilt(r.Cluster, r.Gen); err != nil {
+		i.cfg.Log.WithError(err).Error("that the registry was rebuilt cannot be stored")
 	}
 }
 
@@ -101,8 +114,11 @@ func (i *IPAM) reconcile(ctx context.Context, r *cluster.Registry) bool {
 		}
 	}
 	i.mu.Lock()
-	unknown := i.m.Unknown(r)
+	outdated, unknown := i.m.Outdated(r), i.m.Unknown(r)
 	i.mu.Unlock()
+	if outdated {
+		return false
+	}
 	contests := map[uint64]lease.Contest{}
 	for _, l := range unknown {
 		if c := i.contest(ctx, l); c != nil {
@@ -111,6 +127,7 @@ func (i *IPAM) reconcile(ctx context.Context, r *cluster.Registry) bool {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	confirmed := i.m.Confirmed
 	step, errs := i.m.Reconcile(r, contests)
 	errs = slices.DeleteFunc(errs, func(err error) bool { return errors.As(err, new(*lease.Contest)) })
 	for _, err := range errs {
@@ -119,6 +136,12 @@ func (i *IPAM) reconcile(ctx context.Context, r *cluster.Registry) bool {
 	if err := i.commit(step); err != nil {
 		i.cfg.Log.WithError(err).Error("what the cluster says of this host's blocks cannot be stored")
 		return false
+	}
+	if !confirmed && i.m.Confirmed {
+		for _, p := range i.pools {
+			clear(p.found)
+		}
+		i.tell()
 	}
 	i.trustChanged()
 	i.report(r, step, contests)
@@ -143,7 +166,10 @@ func (i *IPAM) report(r *cluster.Registry, s lease.Step, contests map[uint64]lea
 	}
 	for _, a := range s.Lost {
 		p := i.pool(a.Pool)
-		p.alarm(fmt.Sprintf("address %s is in use here, but the cluster took its block from this host: its endpoint has no right to it", a.Addr), i.cfg.Now())
+		if _, used := p.Used[a.Addr]; !used {
+			continue // being handed out: that is refused, see hand
+		}
+		p.alarm(fmt.Sprintf("address %s is in use here, but the cluster took its block from this host: its endpoint is cut off", a.Addr), i.cfg.Now())
 		i.cfg.Log.WithFields(map[string]any{"pool": a.Pool.String(), "address": a.Addr.String()}).Error("address in use belongs to this host no more")
 	}
 }

@@ -246,28 +246,49 @@ func TestOldCopyDoesNotReviveAPool(t *testing.T) {
 	}
 }
 
-func TestBlockBringsReservationsThatTheCopyLacks(t *testing.T) {
-	l := newLab(t, "h1", "h2")
-	h1, h2 := l.hosts[0], l.hosts[1]
-	id, _, err := h1.requestPool("10.0.0.0/24", "", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h1.lag = func() bool { return true }
-	h1.cfg.Ledger.Registry() // from here on the copy stays
-	if _, _, err := h2.requestPool("10.0.0.0/24", "", nil); err != nil {
-		t.Fatal(err)
-	}
-	must[netip.Addr](t)(h2.requestAddress(id, "10.0.0.2", forGateway))
-	must[netip.Addr](t)(h2.requestAddress(id, "10.0.0.3", nil))
-	if err := h1.Prepare(t.Context(), []cluster.PoolKey{keyOf(id)}); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{"10.0.0.1", "10.0.0.4"} {
-		if a := must[netip.Addr](t)(h1.start(id, "", "")); a != addr(want) {
-			t.Errorf("got %s, want %s", a, want)
+// TestBlockWaitsForTheCopy: what this host uses is in the copy from which it
+// testifies; what it has already waits for nothing.
+func TestBlockWaitsForTheCopy(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		l := newLab(t, "h1", "h2")
+		h1, h2 := l.hosts[0], l.hosts[1]
+		id := must[string](t)(h1.network("10.0.0.0/24", "", ""))
+		other, _, err := h1.requestPool("10.1.0.0/24", "", nil)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
+		h1.lag = func() bool { return true }
+		h1.cfg.Ledger.Registry() // from here on the copy stays
+		if _, _, err := h2.requestPool("10.1.0.0/24", "", nil); err != nil {
+			t.Fatal(err)
+		}
+		must[netip.Addr](t)(h2.requestAddress(other, "10.1.0.2", forGateway))
+		must[netip.Addr](t)(h2.requestAddress(other, "10.1.0.3", nil))
+		begin := time.Now()
+		err = h1.Prepare(t.Context(), []cluster.PoolKey{keyOf(other)})
+		wantErr(t, err, "use block 10.1.0.0/29 of subnet 10.1.0.0/24, which was just leased: this host's copy of the registry lags behind; try again: context deadline exceeded")
+		if took := time.Since(begin); !raceEnabled && took != copyTime {
+			t.Errorf("refused after %s", took)
+		}
+		if got := h1.Claims(); len(got) != 1 {
+			t.Errorf("claims %v", got)
+		}
+		begin = time.Now()
+		must[netip.Addr](t)(h1.start(id, "", ""))
+		if took := time.Since(begin); !raceEnabled && took > 0 {
+			t.Errorf("an address at hand took %s", took)
+		}
+		h1.lag = nil
+		h1.work()
+		if got := h1.Claims(); len(got) != 2 {
+			t.Errorf("claims %v after the copy came", got)
+		}
+		for _, want := range []string{"10.1.0.1", "10.1.0.4"} {
+			if a := must[netip.Addr](t)(h1.start(other, "", "")); a != addr(want) {
+				t.Errorf("got %s, want %s", a, want)
+			}
+		}
+	})
 }
 
 func TestSweep(t *testing.T) {

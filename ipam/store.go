@@ -23,7 +23,10 @@ const (
 	blockBucket = "blocks" // lease, 8 bytes big endian → lease.Block
 	usedBucket  = "used"   // PoolKey text, NUL, address bytes → lease.Use
 	freedBucket = "freed"  // the same → lease.Freed
+	hostBucket  = "host"   // standingKey → lease.Standing
 )
+
+var standingKey = []byte("standing")
 
 // record is a pool that this host is attached to.
 type record struct {
@@ -135,6 +138,8 @@ func opsOf(writes []lease.Write) []op {
 	var ops []op
 	for _, w := range writes {
 		switch {
+		case w.Standing != nil:
+			ops = append(ops, put(hostBucket, standingKey, *w.Standing))
 		case w.Lease != 0 && w.Block != nil:
 			ops = append(ops, put(blockBucket, blockKey(w.Lease), *w.Block))
 		case w.Lease != 0:
@@ -183,6 +188,10 @@ func (s *store) load() (records map[cluster.PoolKey]record, disk lease.Disk, err
 				p, a, err := splitKey(k)
 				disk.Shelf(p).Freed[a] = f
 				return err
+			}),
+			read(top, hostBucket, func(_ []byte, s lease.Standing) error {
+				disk.Standing = s
+				return nil
 			}),
 		)
 	})

@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/isthmus-net/isthmus/cluster"
@@ -59,6 +60,30 @@ func (i *IPAM) look(ctx context.Context) {
 	}
 }
 
+// Rebuilt takes note that the registry of this host's cluster was put together
+// again, by the number of its generation. From then on, over restarts, nothing here is trusted
+// (Suspect) until Run has held all blocks against such a registry. It is on disk
+// when this returns nil, and must be before this host is let in by that
+// registry. One that the blocks were held against already changes nothing.
+func (i *IPAM) Rebuilt(id cluster.ID, gen uint64) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if err := i.commit(i.m.Rebuilt(id, gen)); err != nil {
+		return fmt.Errorf("store that the registry was rebuilt: %w", err)
+	}
+	i.trustChanged()
+	return nil
+}
+
+// Barred says why nothing here may be used, as known from this host's own disk
+// (Rebuilt); "" when there is no such reason. It needs nobody else,
+// and so is known from the start.
+func (i *IPAM) Barred() string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.m.Barred()
+}
+
 // trustChanged tells the subscribers if it did. The caller holds i.mu.
 func (i *IPAM) trustChanged() {
 	why := i.m.Suspect()
@@ -86,8 +111,8 @@ func (i *IPAM) Suspect() string {
 	return i.m.Suspect()
 }
 
-// Claims lists the active blocks of this host, by lease: what it says to
-// others that it keeps.
+// Claims lists the blocks that this host keeps, by lease: what it says to
+// others. A block that it is just taking up is among them.
 func (i *IPAM) Claims() []cluster.Claim {
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -2,25 +2,11 @@ package ledger
 
 import (
 	"cmp"
-	"context"
 	"fmt"
-	"maps"
-	"math/rand/v2"
-	"net/netip"
-	"slices"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/isthmus-net/isthmus/cluster"
-)
-
-const (
-	// bootTime is how long a start waits for what others testify.
-	bootTime = 1200 * time.Millisecond
-	// Hosts that did not testify are asked again, some at a time.
-	testifyEvery = 5 * time.Second
-	testifyMost  = 16
+	"github.com/isthmus-net/isthmus/ledger/rules"
 )
 
 var standingKey = []byte("session") // standing
@@ -33,11 +19,15 @@ type standing struct {
 	Session uint64          `json:"session"`
 	Nonce   uint64          `json:"nonce"`
 	Machine cluster.Machine `json:"machine"`
+	// Forgotten is what the cluster said when it had taken this host out; "" while
+	// it has not. It is stored before Confirm leaves.
+	Forgotten string `json:"forgotten,omitempty"`
 }
 
 // boot is what a run found out about the disk that it started from.
 type boot struct {
-	settled  bool
+	settled  bool     // the first round of questions is over
+	bare     bool     // nothing is stored that could be old
 	standing standing // as it was at the start
 	machine  string   // why this may be a copy on another machine
 	seen     string   // why this may be an older state
@@ -50,8 +40,14 @@ func (l *Ledger) openBoot() error {
 		return err
 	}
 	l.stands = l.boot.standing
-	l.boot.settled = len(l.others(l.Registry())) == 0
+	l.boot.bare = l.id == "" && l.boot.standing == (standing{})
 	l.boot.machine = otherMachine(l.boot.standing.Machine, l.cfg.Self.Machine)
+	switch h := l.Registry().Hosts[l.cfg.Host]; {
+	case l.stands.Forgotten != "":
+		l.refused = cluster.Refuse(cluster.Forgotten, "%s", l.stands.Forgotten)
+	case h.Tombstone:
+		l.refused = rules.Forgotten(h)
+	}
 	if h, ok := l.Registry().Hosts[l.cfg.Host]; ok {
 		l.boot.machine = cmp.Or(l.boot.machine, otherMachine(h.Machine, l.cfg.Self.Machine))
 		if h.Session > l.boot.standing.Session {
@@ -77,14 +73,19 @@ func otherMachine(was, is cluster.Machine) string {
 
 // Boot says what this host may believe of its own disk in this run. It changes
 // with time, which Subscribe tells: a start is Settled within 1.2 s after Run
-// began, at once when the registry knows no other host; a Suspect may come
+// began, at once when there is nobody to ask (JOIN is empty, and neither the
+// registry nor UpdateAddresses knows another host), or nothing is stored; a Suspect may come
 // later, with who testifies it, and ends when the cluster has confirmed the run
 // ([Ledger.Fresh]).
 func (l *Ledger) Boot() cluster.Boot {
 	fresh := l.Fresh()
 	l.mu.Lock()
+	settled := fresh || l.boot.settled
+	l.mu.Unlock()
+	settled = settled || len(l.witnesses()) == 0
+	l.mu.Lock()
 	defer l.mu.Unlock()
-	out := cluster.Boot{Settled: fresh || l.boot.settled, Witness: l.boot.witness}
+	out := cluster.Boot{Settled: settled, Witness: l.boot.witness}
 	if fresh {
 		return out
 	}
@@ -111,124 +112,47 @@ func (l *Ledger) Boot() cluster.Boot {
 // session that it opened before that one is used. What cannot be written makes
 // the next start suspect, no more.
 func (l *Ledger) keepStanding(session uint64) {
+	err := l.stand(func(s *standing) {
+		s.Nonce = l.nonce
+		if session != 0 { // the cluster took this machine for the host's
+			*s = standing{Session: session, Nonce: l.nonce, Machine: l.cfg.Self.Machine}
+		}
+	})
+	if err != nil {
+		l.log.WithError(err).Warn("the next start will wait for the cluster")
+	}
+}
+
+// keepForgotten stores that the cluster took this host out, so that no later
+// start trusts anything here: a copy may be on disk that does not tell.
+func (l *Ledger) keepForgotten() error {
+	l.mu.Lock()
+	why := l.refused
+	l.mu.Unlock()
+	if why == nil || why.Code != cluster.Forgotten {
+		return cluster.Refuse(cluster.Invalid, "this host was not told that it was removed from the cluster, so it has nothing to confirm: to take it out, run `isthmus leave` here")
+	}
+	if err := l.stand(func(s *standing) { s.Forgotten = why.Text }); err != nil {
+		return fmt.Errorf("store that this host was removed: %w", err)
+	}
+	return nil
+}
+
+// stand changes what is on disk of this host's standing. The caller holds the
+// turn, so that no other change comes between.
+func (l *Ledger) stand(change func(*standing)) error {
 	l.mu.Lock()
 	now := l.stands
 	l.mu.Unlock()
-	next := standing{now.Session, l.nonce, now.Machine}
-	if session != 0 { // the cluster took this machine for the host's
-		next.Session, next.Machine = session, l.cfg.Self.Machine
-	}
-	if next == now {
-		return
+	next := now
+	if change(&next); next == now {
+		return nil
 	}
 	if err := l.write(standingKey, next); err != nil {
-		l.log.WithError(err).Warn("the next start will wait for the cluster")
-		return
+		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.stands = next
-}
-
-// askWitnesses asks the others what they know of this host, until all have
-// answered, or the cluster has confirmed the run.
-func (l *Ledger) askWitnesses(ctx context.Context) {
-	heard := map[cluster.HostID]bool{}
-	for round := 0; ctx.Err() == nil && !l.Fresh(); round++ {
-		asking := l.others(l.Registry())
-		maps.DeleteFunc(asking, func(id cluster.HostID, _ []netip.AddrPort) bool { return heard[id] })
-		ids := slices.Collect(maps.Keys(asking))
-		if rand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] }); round > 0 {
-			ids = ids[:min(testifyMost, len(ids))]
-		}
-		for id := range l.hear(ctx, ids, asking) {
-			heard[id] = true
-		}
-		l.mu.Lock()
-		if !l.boot.settled && ctx.Err() == nil {
-			l.boot.settled = true
-			l.notify()
-		}
-		l.mu.Unlock()
-		l.wait(ctx, nil, testifyEvery)
-	}
-}
-
-// awaitWitnesses waits until the start is settled; false when ctx ended.
-func (l *Ledger) awaitWitnesses(ctx context.Context) bool {
-	for {
-		changed := l.watch()
-		if l.Boot().Settled {
-			return true
-		}
-		if !l.wait(ctx, changed, bootTime) {
-			return false
-		}
-	}
-}
-
-// hear asks hosts at the same time, for at most bootTime, and returns those
-// that answered.
-func (l *Ledger) hear(ctx context.Context, ids []cluster.HostID, at map[cluster.HostID][]netip.AddrPort) map[cluster.HostID]bool {
-	ctx, cancel := context.WithTimeout(ctx, bootTime)
-	defer cancel()
-	var mu sync.Mutex
-	heard := map[cluster.HostID]bool{}
-	var wg sync.WaitGroup
-	for _, id := range ids {
-		for _, a := range at[id] {
-			wg.Go(func() {
-				w, err := call[witnessRequest, cluster.Witness](ctx, l, a, witnessMethod, witnessRequest{l.cfg.Host})
-				if err != nil {
-					return
-				}
-				mu.Lock()
-				heard[id] = true
-				mu.Unlock()
-				l.testified(id, w)
-			})
-		}
-	}
-	wg.Wait()
-	return heard
-}
-
-// testified takes in what a host said of this one.
-func (l *Ledger) testified(by cluster.HostID, w cluster.Witness) {
-	registry := l.Registry()
-	who := registry.HostName(by)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if b := l.boot.witness; w.Gen > b.Gen || w.Gen == b.Gen && w.Index > b.Index {
-		l.boot.witness = w
-	}
-	was := l.boot.standing
-	switch {
-	case w.Host.Tombstone:
-		l.boot.seen = fmt.Sprintf("%s says that this host was removed from the cluster", who)
-	case w.Host.ID == "" && was.Session != 0 && (w.Gen > registry.Gen || w.Gen == registry.Gen && w.Index > registry.Index):
-		l.boot.seen = fmt.Sprintf("%s says that the cluster does not know this host any more", who)
-	case w.Host.Session > was.Session && w.Host.Nonce != was.Nonce && w.Host.Nonce != l.nonce:
-		l.boot.seen = fmt.Sprintf("%s knows session %d of this host, and its own disk ends with session %d: the disk was set back, or a copy of it ran elsewhere", who, w.Host.Session, was.Session)
-	}
-	l.notify()
-}
-
-// witnessMethod asks any host what its copy says of another.
-const witnessMethod = "ledger.witness"
-
-type witnessRequest struct {
-	Host cluster.HostID `json:"host"`
-}
-
-func (l *Ledger) serveWitness(_ context.Context, _ cluster.HostID, req witnessRequest) (cluster.Witness, error) {
-	r := l.Registry()
-	w := cluster.Witness{Cluster: r.Cluster, Gen: r.Gen, Index: r.Index, Host: r.Hosts[req.Host]}
-	for _, lease := range r.Leases {
-		if lease.Holder == req.Host {
-			w.Leases = append(w.Leases, lease)
-		}
-	}
-	slices.SortFunc(w.Leases, func(a, b cluster.Lease) int { return cmp.Compare(a.ID, b.ID) })
-	return w, nil
+	return nil
 }

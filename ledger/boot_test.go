@@ -25,6 +25,20 @@ func (n *node) image() string {
 	return dir
 }
 
+// loseCopy takes the copy of the registry from the disk, as if it had not been
+// written yet.
+func (n *node) loseCopy() {
+	n.t.Helper()
+	db, err := bolt.Open(filepath.Join(n.dir, "state.db"), 0o600, nil)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	err = db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucket).Delete(registryKey) })
+	if err := errors.Join(err, db.Close()); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
 func (n *node) on(m cluster.Machine, join ...string) *node {
 	n.t.Helper()
 	return n.startWith(func(c *Config) { c.Join, c.Self.Machine = join, m })
@@ -253,19 +267,12 @@ func TestMachineIsStoredWithTheSession(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, "host1").on(cluster.Machine{ID: "m1"}).fresh()
 	n.await("the session is stored", func() bool {
-		n.mu.Lock()
-		defer n.mu.Unlock()
+		n.Ledger.mu.Lock() // n.mu is the node's own
+		defer n.Ledger.mu.Unlock()
 		return n.stands.Session != 0
 	})
 	n.kill()
-	db, err := bolt.Open(filepath.Join(n.dir, "state.db"), 0o600, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucket).Delete(registryKey) })
-	if err := errors.Join(err, db.Close()); err != nil {
-		t.Fatal(err)
-	}
+	n.loseCopy()
 	n.on(cluster.Machine{ID: "m2"})
 	if b := n.Boot(); !strings.Contains(b.Suspect, "machine id") {
 		t.Errorf("on another machine: %+v", b)
@@ -273,16 +280,25 @@ func TestMachineIsStoredWithTheSession(t *testing.T) {
 }
 
 // TestRemovedHostConfirms: a host that was taken out has no session any more,
-// and says all the same that it stopped.
+// and says all the same that it stopped. What it knows by then survives a crash.
 func TestRemovedHostConfirms(t *testing.T) {
 	t.Parallel()
 	nodes, join := hosts(t, 2)
 	nodes[0].start().fresh()
-	nodes[1].start(join[0]).fresh()
-	gone := nodes[1].id()
-	nodes[0].must(cluster.Command{Forget: &cluster.Forget{Host: gone}})
-	nodes[1].await("it hears of it", func() bool { return nodes[1].Status().Refused == cluster.Forgotten })
-	if _, err := nodes[1].Propose(t.Context(), cluster.Command{Confirm: &cluster.Confirm{}}); err != nil {
+	host := nodes[1].start(join[0]).fresh()
+	if _, err := host.Propose(t.Context(), cluster.Command{Confirm: &cluster.Confirm{}}); err == nil || !strings.Contains(err.Error(), "isthmus leave") {
+		t.Errorf("a member confirmed: %v", err)
+	}
+	nodes[0].must(cluster.Command{Forget: &cluster.Forget{Host: host.id()}})
+	host.await("it hears of it", func() bool { return host.Status().Refused == cluster.Forgotten })
+	if _, err := host.Propose(t.Context(), cluster.Command{Confirm: &cluster.Confirm{}}); err != nil {
 		t.Errorf("confirm: %v", err)
+	}
+	host.kill()
+	nodes[0].kill()
+	host.loseCopy()
+	host.start()
+	if b, s := host.Boot(), host.Status(); !strings.Contains(b.Suspect, "isthmus reset") || s.Refused != cluster.Forgotten || !strings.Contains(s.Error, "isthmus reset") {
+		t.Errorf("after a crash, with nobody in reach: %+v, %+v", b, s)
 	}
 }

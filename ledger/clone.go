@@ -18,7 +18,7 @@ const cloneTime = time.Second
 // log, so that the run goes on untouched.
 func (l *Ledger) alive(ctx context.Context, c cluster.Command) *cluster.Refusal {
 	h := l.Registry().Hosts[c.Host]
-	if c.Hello == nil || h.Session == 0 || h.Tombstone || h.Nonce == c.Hello.Nonce {
+	if c.Hello == nil || h.Nonce == 0 || h.Tombstone || h.Nonce == c.Hello.Nonce {
 		return nil
 	}
 	at := []netip.AddrPort{}
@@ -48,9 +48,9 @@ func runsAt(h cluster.Host, at netip.AddrPort) *cluster.Refusal {
 	return why
 }
 
-// impostor refuses that this host speaks for the cluster as its only voter when
-// it is a clone: by its machine, or because its identity runs at one of the
-// addresses at which a registry, or somebody else, knows it.
+// impostor refuses that this host votes, or speaks for the cluster as its only
+// voter, when it is a clone: by its machine, or because its identity runs at one
+// of the addresses at which a registry, or somebody else, knows it.
 func (l *Ledger) impostor(ctx context.Context, r *cluster.Registry, at ...netip.AddrPort) *cluster.Refusal {
 	h, ok := r.Hosts[l.cfg.Host]
 	if !ok {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -39,6 +40,7 @@ type node struct {
 	key  ed25519.PrivateKey
 	addr netip.AddrPort
 	path func(to netip.AddrPort) context.Context // see Ledger
+	book map[cluster.HostID]netip.AddrPort       // what its gossip remembers
 	stop func() error
 	ran  chan error // the end of Ledger.Run
 
@@ -140,6 +142,7 @@ func (n *node) startWith(change func(*Config)) *node {
 		n.t.Fatal(err)
 	}
 	n.Ledger.path = n.path
+	n.Ledger.UpdateAddresses(n.book)
 	ctx, cancel := context.WithCancel(context.Background())
 	var g errgroup.Group
 	g.Go(func() error { return tr.Run(ctx) })
@@ -219,7 +222,13 @@ func (n *node) fresh() *node {
 
 func (n *node) must(c cluster.Command) cluster.Result {
 	n.t.Helper()
-	res, err := n.Propose(context.Background(), c)
+	var res cluster.Result
+	var err error
+	// On a starved machine voters take longer to agree on a leader than a call waits.
+	n.await("a command is answered", func() bool {
+		res, err = n.Propose(context.Background(), c)
+		return err == nil || errors.As(err, new(*cluster.Refusal))
+	})
 	if err != nil {
 		n.t.Fatalf("%s: %v", n.name, err)
 	}

@@ -31,7 +31,8 @@
 // testify. A log that is lost is rebuilt from the copies and the claims of all
 // hosts in reach, in the next generation ([Ledger.Recover], [Ledger.Restore]; by
 // itself when the only voter was set back). A later generation wins over logs
-// and copies of an earlier one.
+// and copies of an earlier one, and lets in only who has prepared for it
+// ([Config].Prepare).
 //
 // # Sessions and requests
 //

@@ -105,7 +105,9 @@ func (l *Ledger) follow(ctx context.Context, at netip.AddrPort) error {
 			if own := l.Registry(); own.Gen > u.Registry.Gen || own.Gen == u.Registry.Gen && own.Index > max(u.End, u.Registry.Index) {
 				return fmt.Errorf("its log ends at %d and this host has seen %d already: the disk there was set back; bring back its newer state", u.End, own.Index)
 			}
-			if why := l.disowned(u.Registry); why != "" {
+			// Of several voters none is set back without the others noticing: then it
+			// is this host that was, and still claims what it had given back.
+			if why := l.disowned(u.Registry); why != "" && l.onlyVoter(u) {
 				return l.protest(ctx, at, u.Registry, why)
 			}
 			r = u.Registry
@@ -158,4 +160,14 @@ func (l *Ledger) lookAround(ctx context.Context) {
 		l.hints = hints
 		l.notify()
 	}
+}
+
+// onlyVoter reports whether the leader that sent an update is the only voter.
+func (l *Ledger) onlyVoter(u update) bool {
+	if u.Voters != nil {
+		return len(u.Voters) == 1
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.voters) == 1
 }

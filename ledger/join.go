@@ -270,7 +270,8 @@ func (l *Ledger) enter(ctx context.Context, id cluster.ID, voters []Server) erro
 	defer l.release()
 	if err := l.sayHello(ctx, id); err != nil {
 		if u := (*Unreachable)(nil); errors.As(err, &u) {
-			err = (&Unreachable{Voters: voters, Cause: u.Cause})
+			// What this host waits for is this very attempt.
+			err = &Unreachable{Voters: voters, Cause: u.last}
 		}
 		return fmt.Errorf("enter cluster %s: %w", id, err)
 	}

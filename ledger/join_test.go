@@ -322,3 +322,21 @@ func TestNameTaken(t *testing.T) {
 	nodes[1].name = "host2"
 	nodes[1].start(join[0]).fresh()
 }
+
+// What a host says about an attempt to enter must not hold what it said of the
+// one before.
+func TestEnterSaysWhyOnce(t *testing.T) {
+	t.Parallel()
+	n, silent := newNode(t, "host1").start(), nextAddr()
+	silence(t, silent)
+	const before = "enter cluster c1: the attempt before"
+	n.Ledger.mu.Lock()
+	n.waiting = before
+	n.Ledger.mu.Unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	err := n.enter(ctx, "c1", []Server{{Host: "a", Name: "host9", Address: silent}})
+	if err == nil || strings.Contains(err.Error(), "before") || !strings.Contains(err.Error(), "host9") || !strings.Contains(err.Error(), "no answer in time") {
+		t.Errorf("%v", err)
+	}
+}

@@ -39,8 +39,16 @@ type Config struct {
 	// Claims lists the blocks that this host keeps as active, for its Hello and
 	// for a rebuild. It must not block; nil means none.
 	Claims func() []cluster.Claim
-	Timing Timing // zero fields have their defaults; tests are in more of a hurry
-	Log    logrus.FieldLogger
+	// Prepare makes this host ready to be let in by a registry that was put
+	// together again, by its Gen (2 or more): a log was lost, and what it had
+	// leased to this host may be another's now. When it returns nil, this host
+	// must use nothing until it has held its blocks against a registry of that
+	// Gen, over restarts too. It is called before the first Hello to a Gen in
+	// each run, again after an error, never twice at a time, and is bounded by
+	// ctx: no Hello leaves before. nil means that there is nothing to prepare.
+	Prepare func(ctx context.Context, gen uint64) error
+	Timing  Timing // zero fields have their defaults; tests are in more of a hurry
+	Log     logrus.FieldLogger
 }
 
 // Timing is how patient the voters are.
@@ -74,7 +82,7 @@ type Ledger struct {
 	path    func(to netip.AddrPort) context.Context // how long a path lives, in tests; nil: for ever
 
 	// turn is held by whoever has a request under way: a host has one at a
-	// time. Its holder alone counts requests and says hello.
+	// time. Its holder alone counts requests, prepares and says hello.
 	turn       chan struct{}
 	orders     chan order          // to keepLog
 	rebuilding chan struct{}       // held by whoever rebuilds the log
@@ -82,7 +90,11 @@ type Ledger struct {
 	judging    chan struct{}       // wakes keepMeeting
 	events     chan founding.Event // to seek
 	request    uint64
+	prepared   uint64 // the generation that this run is prepared for
+	told       uint64 // the newest generation that a refusal named
 	nonce      uint64 // of this run
+
+	learning sync.Mutex // of learn
 
 	mu        sync.Mutex
 	changed   chan struct{} // closed and replaced when anything below changes
@@ -103,6 +115,7 @@ type Ledger struct {
 	reachable bool
 	waiting   string           // what keeps the host from being served
 	refused   *cluster.Refusal // why its Hello was refused
+	unready   error            // why it does not say Hello to a registry that was rebuilt
 	foreign   string           // what is to be said of other clusters that were met
 	broken    error            // the copy cannot be written
 	boot      boot
@@ -264,6 +277,8 @@ func (l *Ledger) Status() Status {
 		s.Error = l.broken.Error()
 	case l.refused != nil:
 		s.Error, s.Refused = l.refused.Text, l.refused.Code
+	case l.unready != nil:
+		s.Error = l.unready.Error()
 	case l.waiting != "":
 		s.Error = l.waiting
 	default:
@@ -348,6 +363,19 @@ func (l *Ledger) noteRefused(why *cluster.Refusal) {
 	l.notify()
 }
 
+// noteUnready records why this host is not prepared; nil when it is.
+func (l *Ledger) noteUnready(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == l.unready || err != nil && l.unready != nil && err.Error() == l.unready.Error() {
+		return
+	}
+	if l.unready = err; err != nil {
+		l.log.WithError(err).Error("the rebuilt registry cannot let this host in")
+	}
+	l.notify()
+}
+
 func (l *Ledger) noteBroken(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -383,9 +411,12 @@ func (l *Ledger) belong(id cluster.ID) error {
 
 // learn records who the voters are.
 func (l *Ledger) learn(voters []Server) {
+	l.learning.Lock() // others need not wait for the disk
+	defer l.learning.Unlock()
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if slices.Equal(l.voters, voters) {
+	known := slices.Equal(l.voters, voters)
+	l.mu.Unlock()
+	if known {
 		return
 	}
 	b, err := json.Marshal(voters)
@@ -395,6 +426,8 @@ func (l *Ledger) learn(voters []Server) {
 	if err != nil {
 		l.log.WithError(err).Warn("cannot remember the voters over a restart")
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.voters = voters
 	l.notify()
 }

@@ -36,9 +36,10 @@ func (seen position) contradicts(p position) bool {
 type witness struct {
 	db *bolt.DB
 
-	mu    sync.Mutex
-	seen  map[string]position
-	saved map[string]position
+	saved map[string]position // by save, of which there is one at a time
+
+	mu   sync.Mutex
+	seen map[string]position
 }
 
 var positionsKey = []byte("positions")
@@ -78,20 +79,22 @@ func (w *witness) of(server string) (position, bool) {
 	return p, ok
 }
 
-// save writes what changed, and forgets all servers but these.
+// save writes what changed, and forgets all servers but these. Nobody who
+// hears a position waits for the disk.
 func (w *witness) save(servers []string) error {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	maps.DeleteFunc(w.seen, func(id string, _ position) bool { return !slices.Contains(servers, id) })
-	if maps.Equal(w.seen, w.saved) {
+	now := maps.Clone(w.seen)
+	w.mu.Unlock()
+	if maps.Equal(now, w.saved) {
 		return nil
 	}
-	b, err := json.Marshal(w.seen)
+	b, err := json.Marshal(now)
 	if err == nil {
 		err = save(w.db, positionsKey, b)
 	}
 	if err == nil {
-		w.saved = maps.Clone(w.seen)
+		w.saved = now
 	}
 	return err
 }

@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -42,7 +43,9 @@ func (l *Ledger) Propose(ctx context.Context, c cluster.Command) (cluster.Result
 	if err != nil {
 		return cluster.Result{}, err
 	}
-	l.await(ctx, res.Index)
+	moment, done := context.WithTimeout(ctx, catchUp)
+	defer done()
+	_ = l.Await(moment, res.Index) // normally; see above
 	if res.Refused != nil {
 		return res, res.Refused
 	}
@@ -73,6 +76,9 @@ func (l *Ledger) inTurn(ctx context.Context, c cluster.Command) (cluster.Result,
 	l.request++
 	c.Request = l.request
 	if c.Confirm != nil { // of a host that gets no session any more
+		if err := l.keepForgotten(); err != nil {
+			return cluster.Result{}, err
+		}
 		c.Confirm = &cluster.Confirm{Machine: l.cfg.Self.Machine}
 		return l.submit(ctx, id, c)
 	}
@@ -181,7 +187,7 @@ func (l *Ledger) atLeader(ctx context.Context, id cluster.ID, local func(*replic
 func (l *Ledger) unreachable(cause error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	u := &Unreachable{Cause: plain(cause)}
+	u := &Unreachable{Cause: plain(cause), last: plain(cause)}
 	if l.id != "" {
 		for _, v := range l.voters {
 			if v.Suffrage == Nonvoting {
@@ -197,24 +203,6 @@ func (l *Ledger) unreachable(cause error) error {
 		u.Cause = errors.New(l.waiting)
 	}
 	return u
-}
-
-// await gives the copy a moment to include index.
-func (l *Ledger) await(ctx context.Context, index uint64) {
-	if l.Registry().Index >= index {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, catchUp)
-	defer cancel()
-	ch := l.mirror.subscribe()
-	defer l.mirror.unsubscribe(ch)
-	for l.Registry().Index < index {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ch:
-		}
-	}
 }
 
 // openSession returns the session to speak in, 0 when a Hello is due first.
@@ -240,33 +228,71 @@ func (l *Ledger) sayHello(ctx context.Context, id cluster.ID) error {
 	departed := l.departed
 	l.mu.Unlock()
 	if departed {
-		return errors.New("this host left the cluster: it joins again when it is started anew")
+		return errors.New("this host left the cluster, or is about to: it joins again when it is started anew")
 	}
+	for {
+		if err := l.prepare(ctx); err != nil {
+			return err
+		}
+		res, err := l.greet(ctx, id)
+		if err != nil {
+			return err
+		}
+		why := res.Refused
+		if why != nil && why.Code == cluster.OtherGen && why.Gen > l.prepared {
+			l.told = max(l.told, why.Gen)
+			continue
+		}
+		l.mu.Lock()
+		if l.session = res.Index; why != nil {
+			l.session = 0
+		}
+		l.notify()
+		l.mu.Unlock()
+		l.noteRefused(why)
+		if why == nil {
+			return nil
+		}
+		if why.Code == cluster.Forgotten {
+			if err := l.keepForgotten(); err != nil {
+				l.log.WithError(err).Error("the next start will ask the cluster again")
+			}
+		}
+		return why
+	}
+}
+
+// prepare gets this host ready for the newest registry that it knows of, if
+// that was rebuilt. The caller holds the turn.
+func (l *Ledger) prepare(ctx context.Context) error {
+	gen := max(1, l.prepared, l.told, l.Registry().Gen)
+	if gen == max(1, l.prepared) || l.cfg.Prepare == nil {
+		l.prepared = gen
+		return nil
+	}
+	err := l.cfg.Prepare(ctx, gen)
+	if err != nil {
+		err = fmt.Errorf("prepare for the registry that was rebuilt (generation %d): %w", gen, err)
+	} else {
+		l.prepared = gen
+	}
+	l.noteUnready(err)
+	return err
+}
+
+// greet says hello once. The caller holds the turn.
+func (l *Ledger) greet(ctx context.Context, id cluster.ID) (cluster.Result, error) {
 	hello := l.cfg.Self
-	hello.Nonce = l.nonce
+	hello.Nonce, hello.Gen = l.nonce, l.prepared
 	if l.cfg.Claims != nil {
 		hello.Claims = l.cfg.Claims()
 	}
 	l.keepStanding(0)
 	res, err := l.submit(ctx, id, cluster.Command{Host: l.cfg.Host, Hello: &hello})
-	if err != nil {
-		return err
-	}
-	if res.Refused == nil {
+	if err == nil && res.Refused == nil {
 		l.keepStanding(res.Index)
 	}
-	l.mu.Lock()
-	if l.session = res.Index; res.Refused != nil {
-		l.session = 0
-	}
-	l.notify()
-	l.mu.Unlock()
-	if res.Refused != nil {
-		l.noteRefused(res.Refused)
-		return res.Refused
-	}
-	l.noteRefused(nil)
-	return nil
+	return res, err
 }
 
 // keepSession says hello when there is no session, and when the copy shows that

@@ -120,12 +120,18 @@ type rebuildOf struct {
 	alone  bool // this host is the only voter there is, and was set back
 }
 
+// rebuildTime bounds a rebuild, so that one that hangs does not keep the next
+// one from its turn.
+const rebuildTime = 30 * time.Second
+
 func (l *Ledger) rebuild(ctx context.Context, of rebuildOf) (Report, error) {
+	ctx, cancel := context.WithTimeout(ctx, rebuildTime)
+	defer cancel()
 	select {
 	case l.rebuilding <- struct{}{}:
 		defer func() { <-l.rebuilding }()
 	case <-ctx.Done():
-		return Report{}, ctx.Err()
+		return Report{}, fmt.Errorf("another rebuild is under way: %w", ctx.Err())
 	}
 	id, backup := l.ID(), of.backup
 	if backup == nil {

@@ -83,7 +83,6 @@ type latestRequest struct {
 }
 
 type latestReply struct {
-	Gen   uint64 `json:"gen"`
 	Index uint64 `json:"index"`
 }
 
@@ -299,7 +298,7 @@ func (l *Ledger) serveLatest(ctx context.Context, _ cluster.HostID, req latestRe
 		return latestReply{}, err
 	}
 	index, err := r.latest(ctx)
-	return latestReply{Gen: r.Registry().Gen, Index: index}, err
+	return latestReply{index}, err
 }
 
 // servers describes the committed configuration of the local replica, as its

@@ -101,6 +101,7 @@ type Unreachable struct {
 	Voters  []Server // none while the host belongs to no cluster
 	Missing []Server // those that did not answer this host
 	Cause   error
+	last    error // of the newest try, also where Cause tells what else is waited for
 }
 
 func (u *Unreachable) Error() string {

@@ -30,21 +30,24 @@ func (l *Ledger) Sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return l.includes(ctx, reply)
+	return l.Await(ctx, reply.Index)
 }
 
-// includes waits for the copy.
-func (l *Ledger) includes(ctx context.Context, at latestReply) error {
-	ch := l.mirror.subscribe()
-	defer l.mirror.unsubscribe(ch)
-	for {
-		if r := l.Registry(); r.Gen > at.Gen || r.Gen == at.Gen && r.Index >= at.Index {
-			return nil
-		}
+// Await blocks until the copy includes an index of the log, as Result.Index and
+// Lease.ID give it, or ctx ends. A copy of a registry that was rebuilt since
+// counts: its index is higher, and it says what became of what was there.
+func (l *Ledger) Await(ctx context.Context, index uint64) error {
+	if l.Registry().Index >= index {
+		return nil
+	}
+	changed := l.mirror.subscribe()
+	defer l.mirror.unsubscribe(changed)
+	for l.Registry().Index < index {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("follow the log up to %d: %w", at.Index, ctx.Err())
-		case <-ch:
+			return fmt.Errorf("follow the log up to %d, while this host's copy ends at %d: %w", index, l.Registry().Index, ctx.Err())
+		case <-changed:
 		}
 	}
+	return nil
 }

@@ -136,10 +136,17 @@ func (l *Ledger) vote(ctx context.Context) error {
 type lostLog struct{ error }
 
 // openLog opens the log on this host until that succeeds; nil when there is
-// none, or ctx ended.
+// none, or ctx ended. That of a clone stays closed.
 func (l *Ledger) openLog(ctx context.Context, lost func(error), moved chan struct{}) *replica {
 	for hasLog(l.cfg.Dir) {
 		err := finishLog(l.cfg.Dir)
+		if err == nil {
+			// What the copy of a voter takes in, the original would lack.
+			if why := l.impostor(ctx, l.Registry()); why != nil {
+				l.noteRefused(why)
+				err = why
+			}
+		}
 		if err == nil {
 			var r *replica
 			r, err = openReplica(replicaConfig{

@@ -36,7 +36,7 @@ type LeaveReport struct{}
 // remove takes a host out of the cluster for good.
 func (n *node) remove(ctx context.Context, req RemoveRequest) (RemoveReport, error) {
 	before := n.ledger.Registry()
-	h, err := findHost(before, req.What)
+	h, err := findHost(before, req.What, req.Dead)
 	if err != nil {
 		return RemoveReport{}, badRequest{fmt.Errorf("remove host: %w", err)}
 	}
@@ -60,14 +60,15 @@ func (n *node) remove(ctx context.Context, req RemoveRequest) (RemoveReport, err
 }
 
 // findHost finds the one host that a person means. One that was removed before
-// is meant only if no member is called so.
-func findHost(r *cluster.Registry, what string) (cluster.Host, error) {
+// is meant only if no member is called so. To remove it again does nothing, so any
+// of several will do, unless what is kept for them is to be freed.
+func findHost(r *cluster.Registry, what string, dead bool) (cluster.Host, error) {
 	if what == "" {
 		return cluster.Host{}, errors.New("say which, by name or id")
 	}
 	found := r.HostsCalled(what)
 	switch {
-	case len(found) == 1, len(found) > 1 && found[0].Tombstone != found[1].Tombstone:
+	case len(found) == 1, len(found) > 1 && found[0].Tombstone != found[1].Tombstone, len(found) > 1 && found[0].Tombstone && !dead:
 		return found[0], nil
 	case len(found) > 1:
 		return cluster.Host{}, fmt.Errorf("%s may be %s or %s: give the id", what, found[0].ID, found[1].ID)

@@ -21,16 +21,21 @@ func TestFindHost(t *testing.T) {
 	} {
 		r.Hosts[h.ID] = h
 	}
-	for _, c := range []struct{ what, id, err string }{
-		{"web", "aaaaaaaa11", ""},
-		{"bbbbbbbb", "bbbbbbbb22", ""},
-		{"cccccccc33", "cccccccc33", ""},
-		{"db", "cccccccc33", ""},
-		{"old", "", "old may be dddddddd44 or eeeeeeee55: give the id"},
-		{"nobody", "", "there is no host nobody; there are web"},
-		{"", "", "say which"},
+	for _, c := range []struct {
+		what    string
+		dead    bool
+		id, err string
+	}{
+		{"web", false, "aaaaaaaa11", ""},
+		{"bbbbbbbb", false, "bbbbbbbb22", ""},
+		{"cccccccc33", false, "cccccccc33", ""},
+		{"db", false, "cccccccc33", ""},
+		{"old", false, "dddddddd44", ""},
+		{"old", true, "", "old may be dddddddd44 or eeeeeeee55: give the id"},
+		{"nobody", false, "", "there is no host nobody; there are web"},
+		{"", false, "", "say which"},
 	} {
-		h, err := findHost(r, c.what)
+		h, err := findHost(r, c.what, c.dead)
 		if string(h.ID) != c.id || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 			t.Errorf("%q: %s, %v; want %s, %q", c.what, h.ID, err, c.id, c.err)
 		}
@@ -74,16 +79,18 @@ func TestDetachedBy(t *testing.T) {
 		status  ledger.Status
 		boot    cluster.Boot
 		suspect string
+		barred  string
 		want    string
 	}{
-		{"well", ledger.Status{}, cluster.Boot{Settled: true}, "", ""},
-		{"asking", ledger.Status{}, cluster.Boot{}, "not asked yet", ""},
-		{"set back", ledger.Status{}, cluster.Boot{Settled: true}, "set back", "set back"},
-		{"removed", ledger.Status{Refused: cluster.Forgotten, Error: "reset it"}, cluster.Boot{}, "", "reset it"},
-		{"clone", ledger.Status{Refused: cluster.Clone, Error: "a clone"}, cluster.Boot{Settled: true}, "", "a clone"},
-		{"name taken", ledger.Status{Refused: cluster.NameTaken, Error: "taken"}, cluster.Boot{Settled: true}, "", ""},
+		{"well", ledger.Status{}, cluster.Boot{Settled: true}, "", "", ""},
+		{"asking", ledger.Status{}, cluster.Boot{}, "not asked yet", "", ""},
+		{"asking, and rebuilt since", ledger.Status{}, cluster.Boot{}, "rebuilt", "rebuilt", "rebuilt"},
+		{"set back", ledger.Status{}, cluster.Boot{Settled: true}, "set back", "", "set back"},
+		{"removed", ledger.Status{Refused: cluster.Forgotten, Error: "reset it"}, cluster.Boot{}, "", "removed", "reset it"},
+		{"clone", ledger.Status{Refused: cluster.Clone, Error: "a clone"}, cluster.Boot{Settled: true}, "", "", "a clone"},
+		{"name taken", ledger.Status{Refused: cluster.NameTaken, Error: "taken"}, cluster.Boot{Settled: true}, "", "", ""},
 	} {
-		if got := detachedBy(c.status, c.boot, c.suspect); got != c.want {
+		if got := detachedBy(c.status, c.boot, c.suspect, c.barred); got != c.want {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
 	}

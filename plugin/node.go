@@ -49,7 +49,8 @@ type node struct {
 	driver    *driver.Driver
 	avoid     *avoided
 
-	end chan error // why to end
+	end     chan error // why to end
+	judging sync.Mutex // of trust, see judge
 
 	mu         sync.Mutex
 	below      kernel.Underlay
@@ -121,8 +122,10 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 		Force: cfg.FoundForce,
 
 		Strict: cfg.StrictBoot,
-		Claims: func() []cluster.Claim { return n.ipam.Claims() }, // opened below
-		Log:    part("ledger"),
+		// Both parts are opened below.
+		Claims:  func() []cluster.Claim { return n.ipam.Claims() },
+		Prepare: n.prepare,
+		Log:     part("ledger"),
 	})
 	if err != nil {
 		return n, err
@@ -143,6 +146,7 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 	if err != nil {
 		return n, err
 	}
+	n.ledger.UpdateAddresses(n.heard()) // of earlier runs: those hosts can testify
 	n.avoid = &avoided{
 		own: k.Routes, members: n.gossip.Members, ask: askRoutes(n.transport), self: n.id, bound: routesBound, log: part("ipam"),
 	}
@@ -179,6 +183,7 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 	if err != nil {
 		return n, err
 	}
+	n.judge()
 	n.adopt(context.Background())
 	transport.Handle(n.transport, recallMethod, n.recalled)
 	transport.Handle(n.transport, claimsMethod, n.serveClaims)
@@ -317,19 +322,24 @@ func (n *node) sweep(ctx context.Context) error {
 func (n *node) feedAddresses(ctx context.Context) error {
 	changed := n.gossip.Subscribe()
 	for {
-		heard := map[cluster.HostID]netip.AddrPort{}
-		for _, m := range n.gossip.Members() {
-			if m.ID != n.id && m.Address.IsValid() {
-				heard[m.ID] = m.Address
-			}
-		}
-		n.ledger.UpdateAddresses(heard)
+		n.ledger.UpdateAddresses(n.heard())
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
 		}
 	}
+}
+
+// heard is where gossip has the other hosts, those of its address book too.
+func (n *node) heard() map[cluster.HostID]netip.AddrPort {
+	out := map[cluster.HostID]netip.AddrPort{}
+	for _, m := range n.gossip.Members() {
+		if m.ID != n.id && m.Address.IsValid() {
+			out[m.ID] = m.Address
+		}
+	}
+	return out
 }
 
 const (

@@ -358,6 +358,26 @@ func TestThreeHosts(t *testing.T) {
 		h.call("NetworkDriver.DeleteNetwork", map[string]any{"NetworkID": network(i)})
 		h.await("its kernel is empty", func() bool { return h.kernel.String() == "" })
 	}
+
+	// What is kept for the network's return goes when that is forgotten.
+	for _, h := range hosts {
+		h.call("IpamDriver.ReleasePool", map[string]any{"PoolID": poolID}) // was requested twice
+		var done ForgetReport
+		c, err := connect(context.Background(), h.cfg.Socket)
+		if err == nil {
+			err = c.post(context.Background(), "networks/forget", ForgetRequest{What: "10.32.0.0/16"}, &done)
+		}
+		if err != nil || len(done.Pools) != 1 {
+			t.Errorf("%s: forget: %+v, %v", h.cfg.Name, done, err)
+		}
+	}
+	for _, h := range hosts {
+		h.await("the cluster has no pool", func() bool {
+			var pools []PoolReport
+			h.get("ipam", &pools)
+			return len(pools) == 0
+		})
+	}
 }
 
 // TestUnderlayChanges: a new MTU is told to all; a new address makes a new

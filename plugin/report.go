@@ -322,12 +322,19 @@ func joinPools(r *cluster.Registry, here []ipam.PoolStatus, self cluster.HostID)
 	return out
 }
 
-// forget drops a network that Docker no longer knows, and its addresses.
+// forget drops a network that Docker no longer knows, and its addresses, or what
+// is kept for the return of one that Docker removed.
 func (n *node) forget(ctx context.Context, req ForgetRequest) (ForgetReport, error) {
 	if req.What == "" {
 		return ForgetReport{}, badRequest{errors.New("forget network: say which, by Docker network id, VNI or subnet")}
 	}
 	pools, err := n.driver.Forget(ctx, req.What)
+	if errors.Is(err, driver.ErrNoNetwork) {
+		pools = slices.DeleteFunc(n.ipam.Parked(), func(p cluster.PoolKey) bool { return p.String() != req.What && p.Prefix.String() != req.What })
+		if len(pools) > 0 {
+			err = nil
+		}
+	}
 	if err != nil {
 		return ForgetReport{}, err
 	}

@@ -34,8 +34,7 @@ func (b *box) start() bool {
 	if r.copy == nil {
 		r.copy = s.empty
 	}
-	r.held = max(1, b.disk.held)
-	r.gen = max(r.held, r.copy.Gen, b.disk.gen)
+	b.told(r.copy.Gen)
 	if s.has("strict") {
 		r.suspect = "strict"
 	}
@@ -173,7 +172,7 @@ func (b *box) believe() {
 	for i := range b.containers {
 		c := &b.containers[i]
 		switch {
-		case apart || !b.confirmed(c.key, c.addr):
+		case apart:
 			c.attached = false
 		case r.m.Suspect() == "" && !c.attached:
 			_, used := r.m.Pool(c.key).Used[c.addr]
@@ -183,19 +182,10 @@ func (b *box) believe() {
 	}
 }
 
-// confirmed reports whether the host may use an address although the registry
-// was rebuilt since it was held against one.
-func (b *box) confirmed(key cluster.PoolKey, a netip.Addr) bool {
-	r := b.run
-	if r.gen <= r.held || b.site.mutation == "generation" {
-		return true
+// told takes note of a generation of the registry, before the host can be let in
+// by it.
+func (b *box) told(gen uint64) {
+	if b.site.mutation != "generation" {
+		b.write(b.run.m.Rebuilt(b.site.log.Cluster, gen))
 	}
-	if r.copy.Gen == r.gen {
-		for _, l := range r.copy.Leases {
-			if l.Holder == b.id && l.Pool == key && l.Covers(a) {
-				return true
-			}
-		}
-	}
-	return false
 }

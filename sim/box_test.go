@@ -46,7 +46,6 @@ type disk struct {
 	session   uint64            // of the newest Hello that was answered
 	machine   cluster.Machine   // that said it
 	copy      *cluster.Registry // written now and then
-	gen, held uint64            // see run; 0 as well as 1: no registry was rebuilt
 	forgotten bool              // this identity has no right to anything any more
 	leaving   bool              // it has given everything back
 }
@@ -76,9 +75,7 @@ type run struct {
 	witness cluster.Witness
 	suspect string
 	session uint64
-	gen     uint64 // of the registry that it is ready to be held against
 	doubted bool
-	held    uint64          // of the registry that it was held against last
 	refused cluster.Code    // why the last Hello failed
 	queue   []lease.Message // to be sent one after the other
 	out     *attempt
@@ -90,8 +87,8 @@ type run struct {
 // step is a decision of the lease machine on its way to the disk.
 type step struct {
 	lease.Step
-	start *container // that waits for the address
-	held  uint64     // of a Reconcile: the generation of the registry
+	start   *container // that waits for the address
+	settles bool       // it is a Reconcile
 }
 
 // The lease machine's clock: it decides nothing here.
@@ -147,18 +144,16 @@ func (b *box) flush() bool {
 	st := r.steps[0]
 	r.steps = r.steps[1:]
 	b.write(st.Step)
-	if st.held != 0 {
+	if st.settles {
 		for _, key := range b.site.keys {
 			for _, a := range r.m.Pool(key).Uncovered() {
 				b.detach(key, a)
 			}
 		}
-		r.held = max(r.held, st.held)
-		b.disk.held = r.held
 	}
 	if st.start != nil {
 		c := *st.start
-		c.attached = b.confirmed(c.key, c.addr)
+		c.attached = r.m.Suspect() == ""
 		b.containers = append(slices.Clone(b.containers), c)
 		b.site.tally["container"]++
 	}

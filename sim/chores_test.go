@@ -30,13 +30,19 @@ func (b *box) follow(n int) bool {
 			next = b.site.past[i]
 		}
 	}
+	b.learn(next)
+	return true
+}
+
+// learn takes up a newer copy.
+func (b *box) learn(next *cluster.Registry) {
+	r := b.run
 	r.copy = next
-	r.gen = max(r.gen, next.Gen)
+	b.told(next.Gen)
 	if h := next.Hosts[b.id]; r.session != 0 && h.Session != r.session && next.Index >= r.session {
 		r.session = 0
 	}
 	b.believe()
-	return true
 }
 
 func newer(a, b *cluster.Registry) bool {

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/isthmus-net/isthmus/cluster"
@@ -31,7 +32,6 @@ func (b *box) hello() bool {
 		return false
 	}
 	r.seq++
-	b.disk.gen = max(b.disk.gen, r.gen)
 	r.out = &attempt{hello: true, seq: r.seq}
 	b.transmit()
 	return true
@@ -54,9 +54,9 @@ func (b *box) transmit() {
 	r := b.run
 	m := message{box: b.at, run: r.number, seq: r.out.seq}
 	if r.out.hello {
-		m.kind, m.gen = "hello", r.gen
+		m.kind = "hello"
 		m.cmd = cluster.Command{Host: b.id, Hello: &cluster.Hello{
-			PublicKey: b.key, Nonce: r.nonce, Name: b.name(), VTEP: b.vtep, Address: b.address, Machine: b.machine, Claims: r.m.Claims(),
+			PublicKey: b.key, Nonce: r.nonce, Name: b.name(), VTEP: b.vtep, Address: b.address, Machine: b.machine, Gen: max(r.m.Standing.Known, 1), Claims: r.m.Claims(),
 		}}
 	} else {
 		m.cmd = r.out.msg.Command
@@ -154,6 +154,10 @@ func (b *box) answered(m message) {
 		b.wipe()
 		return
 	}
+	if !b.included(m.res.Lease.ID) {
+		r.m.Abandon(request)
+		return
+	}
 	st, err := r.m.Answered(request, m.res, b.contest(m.res.Lease))
 	if err == nil || len(st.Writes) > 0 {
 		b.pend(st, nil)
@@ -161,18 +165,30 @@ func (b *box) answered(m message) {
 	b.believe()
 }
 
-func (m message) kindOfAnswer() string { return kindOfCommand(m.cmd) }
+// included waits until the copy includes a lease: the host that is granted one
+// uses it from then on. Where the log has lost it, that wait is in vain.
+func (b *box) included(id uint64) bool {
+	past := b.site.past
+	i, _ := slices.BinarySearchFunc(past, id, func(p *cluster.Registry, at uint64) int { return cmp.Compare(p.Index, at) })
+	switch {
+	case b.run.copy.Index >= id:
+		return true
+	case i == len(past) || !newer(past[i], b.run.copy):
+		return false
+	}
+	b.learn(past[i])
+	return true
+}
 
-// otherGen is the code of a Hello to a registry that was rebuilt since.
-const otherGen cluster.Code = "other-generation"
+func (m message) kindOfAnswer() string { return kindOfCommand(m.cmd) }
 
 // greeted takes in the answer to Hello.
 func (b *box) greeted(res cluster.Result) {
 	r := b.run
 	if r.refused = ""; res.Refused != nil {
 		r.refused = res.Refused.Code
-		if r.refused == otherGen {
-			r.gen = max(r.gen, res.Index)
+		if r.refused == cluster.OtherGen {
+			b.told(res.Refused.Gen)
 		}
 	} else {
 		r.session = res.Index
@@ -193,11 +209,6 @@ func (b *box) contest(l cluster.Lease) *lease.Contest {
 				b.run.heard[o.at], b.run.from[o.at] = o.disk.claims(), o.id
 			} else if b != o {
 				b.run.heard[o.at], b.run.from[o.at] = o.run.m.Claims(), o.id
-				for _, st := range o.run.steps {
-					for _, block := range st.Taken {
-						b.run.heard[o.at] = append(b.run.heard[o.at], block.Claim())
-					}
-				}
 			}
 		}
 	}
@@ -212,7 +223,7 @@ func (b *box) contest(l cluster.Lease) *lease.Contest {
 				continue
 			}
 			o := b.site.boxes[i]
-			if o.run != nil && b.site.reaches(b.at, i) && !o.keeps(granted) {
+			if o.run != nil && b.site.reaches(b.at, i) && !o.run.m.Keeps(granted) {
 				continue
 			}
 			b.site.tally["contest"]++
@@ -220,18 +231,6 @@ func (b *box) contest(l cluster.Lease) *lease.Contest {
 		}
 	}
 	return nil
-}
-
-// keeps is what a host answers to another one that was granted a block.
-func (b *box) keeps(granted cluster.Claim) bool {
-	for _, st := range b.run.steps {
-		for _, block := range st.Taken {
-			if block.Claim().Overlaps(granted) {
-				return true
-			}
-		}
-	}
-	return b.run.m.Keeps(granted)
 }
 
 // fresh reports whether the copy includes the Hello of this run.
@@ -251,13 +250,13 @@ func (b *box) reconcile() bool {
 			contests[l.ID] = *c
 		}
 	}
-	before := r.m.Confirmed && r.held == r.copy.Gen
+	before := r.m.Confirmed
 	st, _ := r.m.Reconcile(r.copy, contests)
 	if before && len(st.Writes)+len(st.Send)+len(st.Lost) == 0 {
 		return false // nothing to do
 	}
 	r.suspect = ""
 	b.pend(st, nil)
-	r.steps[len(r.steps)-1].held = r.copy.Gen
+	r.steps[len(r.steps)-1].settles = true
 	return true
 }

@@ -133,6 +133,12 @@ func (s *site) alter(c cluster.Command) cluster.Command {
 				}
 			}
 		}
+	case "generation":
+		if c.Hello != nil {
+			hello := *c.Hello
+			hello.Gen = s.log.Gen
+			c.Hello = &hello
+		}
 	case "clone check":
 		if c.Hello != nil && known {
 			hello := *c.Hello

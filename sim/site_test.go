@@ -92,7 +92,6 @@ type message struct {
 	box    int
 	run    uint64
 	seq    uint64 // of the client's attempt: an answer is for one attempt
-	gen    uint64 // of Hello: the generation that the host is ready for
 	cmd    cluster.Command
 	res    cluster.Result
 }
@@ -228,11 +227,6 @@ func (s *site) nth(i int) int {
 func (s *site) commit(m message) cluster.Result {
 	c := m.cmd
 	if c.Hello != nil {
-		// What was leased by a lost log may be another's now. A host that is let in
-		// must have let go of it before.
-		if m.gen != s.log.Gen && s.mutation != "generation" {
-			return cluster.Result{Index: s.log.Gen, Refused: cluster.Refuse(otherGen, "the registry was rebuilt")}
-		}
 		// The leader asks the registered address first: a run that is alive there
 		// under the same identity is not to be ended by another one.
 		if h, ok := s.log.Hosts[c.Host]; ok && h.Session != 0 && h.Nonce != c.Hello.Nonce && s.mutation != "clone check" {

@@ -18,9 +18,10 @@
 //
 // What belongs to Docker is outside that model, and has calls of its own: Hand
 // makes the interface that Docker will move into a sandbox, Observe finds out
-// what Docker called it there (by its MAC, or where that is the parent's by its alias), Mend makes it again in the sandbox after the link
-// below it died and took it along, and Tenants lists what of ours is in any
-// sandbox, so that local truth outlives the caller's memory.
+// what Docker called it there (by its MAC, or where that is the parent's by its
+// alias), Mend makes it again in the sandbox after the link below it died and
+// took it along, Mute keeps it off the network there, and Tenants lists what of
+// ours is in any sandbox, so that local truth outlives the caller's memory.
 //
 // # Marks
 //

@@ -45,6 +45,7 @@ type Tenant struct {
 	Kind    Kind           // Macvlan, IPvlan or Veth
 	Below   string         // link in the host's namespace: the VXLAN device, the parent, or the host end
 	Master  string         // of a host end: its bridge
+	Muted   bool           // see Kernel.Mute
 }
 
 // Route is a route inside a sandbox. An invalid Via means connected.

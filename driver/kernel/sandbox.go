@@ -174,6 +174,9 @@ func (k *Linux) Mend(ctx context.Context, h Handover) (bool, error) {
 			return follow(in, l, h)
 		}
 		if l == nil {
+			if h.Link.Down {
+				return nil
+			}
 			if err := k.plant(h, ns); err != nil {
 				return err
 			}
@@ -254,19 +257,8 @@ func finish(in *netlink.Handle, l netlink.Link, h Handover) error {
 			return fmt.Errorf("rename to %s: %w", name, err)
 		}
 	}
-	for _, p := range h.Addrs {
-		a := netlink.Addr{IPNet: ipNet(p)}
-		if p.Addr().Is6() {
-			// Docker switches IPv6 off for a sandbox as a whole, and on for each
-			// interface that has an IPv6 address.
-			if err := allowIPv6(name); err != nil {
-				return err
-			}
-			a.Flags = unix.IFA_F_NODAD // the address never left: it is leased to this endpoint
-		}
-		if err := in.AddrReplace(l, &a); err != nil {
-			return fmt.Errorf("add address %s: %w", p, err)
-		}
+	if err := giveAddrs(in, l, name, h.Addrs); err != nil {
+		return err
 	}
 	if err := in.LinkSetUp(l); err != nil {
 		return fmt.Errorf("set up: %w", err)
@@ -282,6 +274,26 @@ func finish(in *netlink.Handle, l netlink.Link, h Handover) error {
 	}
 	if err := in.LinkSetGroup(l, Group); err != nil {
 		return fmt.Errorf("set group: %w", err)
+	}
+	return nil
+}
+
+// giveAddrs gives the interface, of that name by now, addresses that it has
+// already or had before.
+func giveAddrs(in *netlink.Handle, l netlink.Link, name string, addrs []netip.Prefix) error {
+	for _, p := range addrs {
+		a := netlink.Addr{IPNet: ipNet(p)}
+		if p.Addr().Is6() {
+			// Docker switches IPv6 off for a sandbox as a whole, and on for each
+			// interface that has an IPv6 address.
+			if err := allowIPv6(name); err != nil {
+				return err
+			}
+			a.Flags = unix.IFA_F_NODAD // the address never left: it is leased to this endpoint
+		}
+		if err := in.AddrReplace(l, &a); err != nil {
+			return fmt.Errorf("add address %s: %w", p, err)
+		}
 	}
 	return nil
 }
@@ -354,7 +366,7 @@ func find(ctx context.Context, in *netlink.Handle, h Handover) (netlink.Link, er
 	mac := h.Link.MAC
 	for _, l := range links {
 		a := l.Attrs()
-		if mac.IsZero() && (a.Alias == h.Link.Name || a.Name == h.Link.Name) ||
+		if mac.IsZero() && (strings.TrimSuffix(a.Alias, muted) == h.Link.Name || a.Name == h.Link.Name) ||
 			!mac.IsZero() && len(a.HardwareAddr) == len(mac) && cluster.MAC(a.HardwareAddr) == mac {
 			return l, nil
 		}

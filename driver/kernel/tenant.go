@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -91,11 +92,12 @@ func (k *Linux) tenants(ctx context.Context, sandbox string, below map[int]groun
 			return nil
 		}
 		t := Tenant{Sandbox: sandbox, Name: a.Name, MAC: o.MAC, Kind: o.Kind, Below: on.Name}
+		t.Link, t.Muted = strings.CutSuffix(a.Alias, muted)
 		if o.Kind == Veth {
 			t.Master = on.Master
 		}
-		if o.MAC.IsZero() {
-			t.Link = a.Alias
+		if !o.MAC.IsZero() {
+			t.Link = ""
 		}
 		addrs, err := retry(ctx, func() ([]netlink.Addr, error) { return in.AddrList(l, netlink.FAMILY_ALL) })
 		if err != nil {

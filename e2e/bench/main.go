@@ -25,7 +25,8 @@ import (
 )
 
 func main() {
-	rounds := flag.Int("rounds", 8, "interleaved rounds")
+	rounds := flag.Int("rounds", 8, "interleaved rounds of the paths; 0 leaves them out")
+	blocks := flag.Int("refills", 200, "blocks that each host leases; 0 leaves that out")
 	// Several keep all processors busy, so that throughput shows what a path
 	// costs and not how fast one process copies.
 	streams := flag.Int("streams", 4, "connections at once, for throughput")
@@ -34,7 +35,14 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *rounds, *streams, *length, *plugin); err != nil {
+	dir, err := filepath.Abs(*plugin)
+	if err == nil && *rounds > 0 {
+		err = run(ctx, *rounds, *streams, *length, dir)
+	}
+	if err == nil && *blocks > 0 {
+		err = refills(ctx, *blocks, dir)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -54,7 +62,7 @@ type path struct {
 const driver = "isthmus:latest"
 
 func run(ctx context.Context, rounds, streams int, length time.Duration, plugin string) (err error) {
-	l, err := lab.Up(ctx, lab.Config{Hosts: 2, Progress: func(step string) { fmt.Fprintln(os.Stderr, step) }})
+	l, err := lab.Up(ctx, lab.Config{Hosts: 2, Progress: progress})
 	if err != nil {
 		return err
 	}
@@ -63,11 +71,7 @@ func run(ctx context.Context, rounds, streams int, length time.Duration, plugin 
 			err = downErr
 		}
 	}()
-	dir, err := filepath.Abs(plugin)
-	if err != nil {
-		return err
-	}
-	paths, err := prepare(ctx, l, dir)
+	paths, err := prepare(ctx, l, plugin)
 	if err != nil {
 		return err
 	}

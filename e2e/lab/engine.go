@@ -14,7 +14,7 @@ import (
 const (
 	engineLog  = "/var/log/dockerd.log"
 	enginePID  = "/run/docker.pid"
-	startLimit = 90 * time.Second
+	startLimit = 3 * time.Minute // an engine that clears up after a crash, on a busy machine, needs its time
 	stopLimit  = 60 * time.Second
 )
 

@@ -53,9 +53,11 @@ type Freed struct {
 	Name string    `json:"name,omitempty"` // container that had it
 }
 
-// Write is one change of the disk: of the block with number Lease, or, when
-// that is 0, of the address Addr of Pool.
+// Write is one change of the disk: of Standing, or of the block with
+// number Lease, or, when that is 0, of the address Addr of Pool.
 type Write struct {
+	Standing *Standing // else nil
+
 	Lease uint64
 	Block *Block // nil: forgotten
 
@@ -78,7 +80,8 @@ func newShelf() *Shelf {
 
 // Disk is all that survives a crash. The zero value is an empty disk.
 type Disk struct {
-	Pools map[cluster.PoolKey]*Shelf
+	Standing Standing
+	Pools    map[cluster.PoolKey]*Shelf
 }
 
 // Shelf returns what is stored of a pool, to be filled by whoever reads a disk.
@@ -98,6 +101,8 @@ func (d *Disk) Shelf(key cluster.PoolKey) *Shelf {
 func (d *Disk) Apply(writes []Write) {
 	for _, w := range writes {
 		switch {
+		case w.Standing != nil:
+			d.Standing = d.Standing.and(*w.Standing)
 		case w.Lease != 0 && w.Block != nil:
 			d.Shelf(w.Block.Pool).Blocks[w.Lease] = *w.Block
 		case w.Lease != 0:
@@ -120,7 +125,7 @@ func set[V any](m map[netip.Addr]V, a netip.Addr, v *V) {
 
 // Clone copies the disk: a snapshot that can be set back to.
 func (d *Disk) Clone() Disk {
-	out := Disk{Pools: make(map[cluster.PoolKey]*Shelf, len(d.Pools))}
+	out := Disk{Standing: d.Standing, Pools: make(map[cluster.PoolKey]*Shelf, len(d.Pools))}
 	for key, s := range d.Pools {
 		out.Pools[key] = &Shelf{Blocks: maps.Clone(s.Blocks), Used: maps.Clone(s.Used), Freed: maps.Clone(s.Freed)}
 	}

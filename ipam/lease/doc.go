@@ -35,8 +35,11 @@
 //     used again: [Machine.Drain]. A hole likewise: [Machine.Carve].
 //   - A Release names the lease, not the block: releaseOf.
 //   - A fresh registry settles what is open: [Machine.Reconcile].
+//   - A registry that was put together again is trusted with the blocks of this
+//     host after they were held against it: [Machine.Rebuilt].
 //   - Stored blocks are not used while there is doubt about the disk:
 //     [Machine.Boot] and [Machine.Gate].
 //   - A granted block that another host claims is not used: the contest
-//     passed to [Machine.Answered] and [Machine.Reconcile].
+//     passed to [Machine.Answered] and [Machine.Reconcile]. What a step is just
+//     taking up is claimed as well: [Machine.Claims], [Machine.Keeps].
 package lease

@@ -45,7 +45,7 @@ func (m *Machine) keep(b Block, others []Block, contest *Contest) (Step, error) 
 	if m.Returned[b.Lease] {
 		return Step{}, fmt.Errorf("keep %s: %w", b, ErrGivenBack)
 	}
-	if p.moving[b.Lease] {
+	if p.moves(b.Lease) {
 		return Step{}, fmt.Errorf("keep %s: %w", b, ErrBusy)
 	}
 	if known, ok := p.Blocks[b.Lease]; ok {
@@ -66,30 +66,46 @@ func (m *Machine) keep(b Block, others []Block, contest *Contest) (Step, error) 
 	return Step{Writes: []Write{m.write(b)}, Taken: []Block{b}}, nil
 }
 
-// Claims lists the active blocks, by number: what this host says to others
-// that it keeps (rule H7).
+// Claims lists the active blocks, by number, and those that a step is just
+// taking up: what this host says to others that it keeps (rule H7).
 func (m *Machine) Claims() []cluster.Claim {
 	var out []cluster.Claim
 	for _, p := range m.Pools {
-		for _, b := range p.Blocks {
-			if !b.Draining {
-				out = append(out, b.Claim())
-			}
+		for b := range p.kept() {
+			out = append(out, b.Claim())
 		}
 	}
 	slices.SortFunc(out, func(a, b cluster.Claim) int { return int(int64(a.Lease) - int64(b.Lease)) })
 	return out
 }
 
-// Keeps reports whether an active block covers some address of a claim: the
-// answer to another host that was granted it.
+// kept yields the active blocks, and those that a step is just taking up: of
+// two hosts that take up one address and ask each other, one at least must say
+// so. What is on its way out counts until that is done.
+func (p *Pool) kept() func(func(Block) bool) {
+	return func(yield func(Block) bool) {
+		for _, b := range p.Blocks {
+			if !b.Draining && !yield(b) {
+				return
+			}
+		}
+		for id, b := range p.moving {
+			if _, known := p.Blocks[id]; !known && b != nil && !b.Draining && !yield(*b) {
+				return
+			}
+		}
+	}
+}
+
+// Keeps reports whether this host keeps some address of a claim as its own, as
+// Claims lists it: the answer to another host that was granted it.
 func (m *Machine) Keeps(claim cluster.Claim) bool {
 	p, ok := m.Pools[claim.Pool]
 	if !ok {
 		return false
 	}
-	for _, b := range p.Blocks {
-		if !b.Draining && b.Claim().Overlaps(claim) {
+	for b := range p.kept() {
+		if b.Claim().Overlaps(claim) {
 			return true
 		}
 	}

@@ -20,7 +20,8 @@ type Machine struct {
 	Host cluster.HostID
 
 	// Disk state as of the last Done, with what is volatile about each pool.
-	Pools map[cluster.PoolKey]*Pool
+	Pools    map[cluster.PoolKey]*Pool
+	Standing Standing
 
 	// Trust in the disk since the start, see Boot.
 	Settled   bool   // the others in reach have been asked
@@ -57,15 +58,15 @@ type Pool struct {
 	Pinned map[netip.Addr]bool // on their way to become gateway or reserved: not for endpoints
 	Peak   Peak
 	busy   map[netip.Addr]bool // in a step that is not done
-	moving map[uint64]bool     // blocks in such a step
+	moving map[uint64]*Block   // blocks in such a step, as they will be; nil: forgotten
 }
 
 // Step is what a machine decided.
 type Step struct {
 	Writes []Write           // must be on disk before Done
 	Send   []cluster.Command // may leave after Done, each by Ask
-	// Lost are addresses in use that this host has no right to any more: their
-	// endpoints are to be detached.
+	// Lost are addresses that this host has no right to any more, in use or just
+	// being handed out: an endpoint on one is to be detached.
 	Lost []Address
 	// Taken and Dropped are the blocks that a Reconcile found or missed.
 	Taken   []Block
@@ -95,6 +96,7 @@ func New(host cluster.HostID) *Machine { return Load(host, Disk{}) }
 func Load(host cluster.HostID, d Disk) *Machine {
 	m := &Machine{
 		Host:        host,
+		Standing:    d.Standing,
 		Pools:       map[cluster.PoolKey]*Pool{},
 		Outstanding: map[uint64]cluster.Command{},
 		Returned:    map[uint64]bool{},
@@ -107,11 +109,14 @@ func Load(host cluster.HostID, d Disk) *Machine {
 			m.Unproven[id] = true
 		}
 	}
+	if m.Standing.open() {
+		m.unprove()
+	}
 	return m
 }
 
 func newPool(s *Shelf) *Pool {
-	return &Pool{Shelf: s, Pinned: map[netip.Addr]bool{}, busy: map[netip.Addr]bool{}, moving: map[uint64]bool{}}
+	return &Pool{Shelf: s, Pinned: map[netip.Addr]bool{}, busy: map[netip.Addr]bool{}, moving: map[uint64]*Block{}}
 }
 
 // Disk returns a copy of what is on disk, as far as steps are Done.
@@ -121,7 +126,7 @@ func (m *Machine) Disk() Disk {
 }
 
 func (m *Machine) disk() *Disk {
-	d := &Disk{Pools: make(map[cluster.PoolKey]*Shelf, len(m.Pools))}
+	d := &Disk{Standing: m.Standing, Pools: make(map[cluster.PoolKey]*Shelf, len(m.Pools))}
 	for key, p := range m.Pools {
 		d.Pools[key] = p.Shelf
 	}
@@ -142,6 +147,12 @@ func (m *Machine) Pool(key cluster.PoolKey) *Pool {
 // otherwise.
 func (m *Machine) Done(s Step, err error) {
 	for _, w := range s.Writes {
+		if w.Standing != nil {
+			if err == nil {
+				m.follow(*w.Standing)
+			}
+			continue
+		}
 		p := m.Pool(w.Pool)
 		if w.Lease == 0 {
 			delete(p.busy, w.Addr)
@@ -163,7 +174,7 @@ func (m *Machine) Done(s Step, err error) {
 			set(p.Freed, w.Addr, w.Freed)
 		}
 	}
-	if s.confirms && err == nil {
+	if s.confirms && err == nil && !m.Standing.open() {
 		m.Confirmed, m.Settled, m.Doubt = true, true, ""
 	}
 }
@@ -222,7 +233,7 @@ func (m *Machine) find(lease uint64) (Block, bool) {
 
 // write makes a block's new value part of a step.
 func (m *Machine) write(b Block) Write {
-	m.Pool(b.Pool).moving[b.Lease] = true
+	m.Pool(b.Pool).moving[b.Lease] = &b
 	return Write{Lease: b.Lease, Block: &b, Pool: b.Pool}
 }
 
@@ -262,7 +273,13 @@ func (p *Pool) Empty(b Block) bool {
 
 // Usable reports whether addresses are handed out of a block: it is active, and
 // not in a step.
-func (p *Pool) Usable(b Block) bool { return !b.Draining && !p.moving[b.Lease] }
+func (p *Pool) Usable(b Block) bool { return !b.Draining && !p.moves(b.Lease) }
+
+// moves reports whether a block is in a step that is not done.
+func (p *Pool) moves(lease uint64) bool {
+	_, ok := p.moving[lease]
+	return ok
+}
 
 // addrs yields what a block covers, upwards. Blocks are small.
 func (b Block) addrs() func(func(netip.Addr) bool) {

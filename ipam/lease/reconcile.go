@@ -18,7 +18,7 @@ func (m *Machine) Unknown(r *cluster.Registry) []cluster.Lease {
 			continue
 		}
 		if p, ok := m.Pools[l.Pool]; ok {
-			if _, known := p.Blocks[id]; known || p.moving[id] {
+			if _, known := p.Blocks[id]; known || p.moves(id) {
 				continue
 			}
 		}
@@ -37,15 +37,19 @@ func (m *Machine) Unknown(r *cluster.Registry) []cluster.Lease {
 // granted after it is not missed, and one given back since is not revived.
 //
 // From its Done on the disk is trusted. The errors are of leases that cannot be
-// taken up.
+// taken up. A copy of a generation before the newest that this host was told of
+// settles nothing.
 func (m *Machine) Reconcile(r *cluster.Registry, contests map[uint64]Contest) (Step, []error) {
 	var s Step
+	if m.Outdated(r) {
+		return s, nil
+	}
 	var stay []Block
 	for _, key := range m.keys() {
 		for _, b := range m.Pools[key].Sorted() {
 			l, held := r.Leases[b.Lease]
 			switch held = held && l.Holder == m.Host; {
-			case m.Pools[key].moving[b.Lease]: // settled by the next one
+			case m.Pools[key].moves(b.Lease): // settled by the next one
 			case held:
 				delete(m.Unproven, b.Lease)
 				s.add(m.rehole(b, l, r.Index))
@@ -72,6 +76,10 @@ func (m *Machine) Reconcile(r *cluster.Registry, contests map[uint64]Contest) (S
 		}
 	}
 	s.confirms = true
+	before := m.Standing.in(r.Cluster)
+	if held := before.and(Standing{r.Cluster, r.Gen, r.Gen}); max(held.Held, 1) > max(before.Held, 1) {
+		s.Writes = append(s.Writes, Write{Standing: &held})
+	}
 	return s, errs
 }
 
@@ -85,7 +93,7 @@ func (m *Machine) rehole(b Block, l cluster.Lease, index uint64) Step {
 			continue
 		}
 		more = append(more, a)
-		if _, used := p.Used[a]; used {
+		if p.claimed(a) {
 			s.Lost = append(s.Lost, Address{b.Pool, a})
 		}
 	}

@@ -36,7 +36,7 @@ func (m *Machine) Drain(pool cluster.PoolKey, leases ...uint64) (Step, error) {
 		if !p.Empty(b) {
 			return Step{}, fmt.Errorf("give back %s: %w", b, ErrInUse)
 		}
-		if p.moving[id] {
+		if p.moves(id) {
 			return Step{}, fmt.Errorf("give back %s: %w", b, ErrBusy)
 		}
 		blocks = append(blocks, b)
@@ -64,7 +64,7 @@ func (m *Machine) Carve(pool cluster.PoolKey, scope Scope, a netip.Addr) (Step, 
 		return Step{}, nil // not ours, or on its way
 	case p.Taken(a):
 		return Step{}, fmt.Errorf("give back address %s: %w", a, ErrInUse)
-	case p.moving[b.Lease]:
+	case p.moves(b.Lease):
 		return Step{}, fmt.Errorf("give back address %s: %w", a, ErrBusy)
 	}
 	left := false
@@ -111,7 +111,7 @@ func (m *Machine) released(r cluster.Release, index uint64) Step {
 	case r.Addr.IsValid():
 		m.Told[Hole{r.Lease, r.Addr}] = max(1, index)
 		return Step{}
-	case !b.Draining || m.Pool(b.Pool).moving[b.Lease]:
+	case !b.Draining || m.Pool(b.Pool).moves(b.Lease):
 		return Step{} // not what this run asked for, or done already
 	}
 	return m.forget(b)
@@ -120,15 +120,22 @@ func (m *Machine) released(r cluster.Release, index uint64) Step {
 // forget drops a block, and the memory of its free addresses.
 func (m *Machine) forget(b Block) Step {
 	p := m.Pool(b.Pool)
-	p.moving[b.Lease] = true
+	p.moving[b.Lease] = nil
 	s := Step{Writes: []Write{{Lease: b.Lease, Pool: b.Pool}}}
 	for a := range b.addrs() {
 		if _, had := p.Freed[a]; had && !p.Taken(a) {
 			s.Writes = append(s.Writes, Write{Pool: b.Pool, Addr: a})
 		}
-		if _, used := p.Used[a]; used {
+		if p.claimed(a) {
 			s.Lost = append(s.Lost, Address{b.Pool, a})
 		}
 	}
 	return s
+}
+
+// claimed reports whether an address is in use, or in a step that may put it in
+// use.
+func (p *Pool) claimed(a netip.Addr) bool {
+	_, used := p.Used[a]
+	return used || p.busy[a]
 }

@@ -44,7 +44,7 @@ func (m *Machine) Take(pool cluster.PoolKey, a netip.Addr, name string, now time
 	switch b, ok := p.Covering(a); {
 	case !ok || b.Draining:
 		return Step{}, ErrUncovered
-	case p.busy[a] || p.moving[b.Lease]:
+	case p.busy[a] || p.moves(b.Lease):
 		return Step{}, ErrBusy
 	case used || p.Pinned[a]:
 		return Step{}, ErrInUse
@@ -70,7 +70,7 @@ func (m *Machine) Renew(pool cluster.PoolKey, a netip.Addr, turn uint64, name st
 	switch {
 	case !ok || b.Draining:
 		return Step{}, ErrUncovered
-	case p.moving[b.Lease]:
+	case p.moves(b.Lease):
 		return Step{}, ErrBusy
 	}
 	return m.mark(pool, a, name, now), nil

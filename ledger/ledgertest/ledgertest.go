@@ -142,6 +142,8 @@ type Host struct {
 	lose      int
 	boot      cluster.Boot
 	claims    func() []cluster.Claim
+	prepare   func(gen uint64) error
+	prepared  uint64
 	subs      []chan struct{}
 }
 
@@ -218,6 +220,45 @@ func (h *Host) SetClaims(claims func() []cluster.Claim) {
 	h.claims = claims
 }
 
+// SetPrepare says what makes the host ready for a registry that was rebuilt,
+// before a Hello to it.
+func (h *Host) SetPrepare(prepare func(gen uint64) error) {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	h.prepare = prepare
+}
+
+// ready prepares the host for the registry as it is, once in each run. The lock
+// is not held, as with claimed.
+func (h *Host) ready() error {
+	h.c.mu.Lock()
+	gen, prepare := h.c.r.Gen, h.prepare
+	need := gen > max(1, h.prepared)
+	h.c.mu.Unlock()
+	if need && prepare != nil {
+		if err := prepare(gen); err != nil {
+			return fmt.Errorf("prepare for generation %d: %w", gen, err)
+		}
+	}
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	h.prepared = max(h.prepared, gen)
+	return nil
+}
+
+// Await waits until the copy includes an index, like the real ledger does.
+func (h *Host) Await(ctx context.Context, index uint64) error {
+	changed := h.Subscribe()
+	for h.Registry().Index < index {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("follow the log up to %d: %w", index, ctx.Err())
+		case <-changed:
+		}
+	}
+	return nil
+}
+
 // Clone adds a host with the same identity on another machine. It has not said
 // hello.
 func (h *Host) Clone() *Host {
@@ -257,6 +298,15 @@ func (h *Host) Subscribe() <-chan struct{} {
 
 // Hello opens a new session, as the ledger does at each start.
 func (h *Host) Hello() error {
+	h.c.mu.Lock()
+	reachable := h.reachable
+	h.c.mu.Unlock()
+	if !reachable {
+		return ErrUnreachable
+	}
+	if err := h.ready(); err != nil {
+		return err
+	}
 	claims := h.claimed()
 	h.c.mu.Lock()
 	defer h.c.mu.Unlock()
@@ -265,7 +315,7 @@ func (h *Host) Hello() error {
 	}
 	h.nonce++
 	hello := h.self
-	hello.Nonce, hello.Claims = h.nonce, claims
+	hello.Nonce, hello.Gen, hello.Claims = h.nonce, h.prepared, claims
 	res := h.c.apply(cluster.Command{Host: h.id, Hello: &hello})
 	if res.Refused != nil {
 		return res.Refused
@@ -280,7 +330,7 @@ func (h *Host) Hello() error {
 func (h *Host) Restart() {
 	h.c.mu.Lock()
 	defer h.c.mu.Unlock()
-	h.session = 0
+	h.session, h.prepared = 0, 0
 	h.subs = nil
 }
 

@@ -127,7 +127,7 @@ func (d *draft) admit(c cluster.Command) *cluster.Refusal {
 	case !ok:
 		return cluster.Refuse(cluster.UnknownHost, "host %s is not registered in cluster %s: it must say hello first", c.Host.Short(), d.Cluster)
 	case h.Tombstone:
-		return forgotten(h)
+		return Forgotten(h)
 	case c.Session == 0 || c.Session != h.Session:
 		return cluster.Refuse(cluster.StaleSession, "session %d of host %s is over: its newest one is %d", c.Session, h.Name, h.Session)
 	}

@@ -72,7 +72,9 @@ func (l *log) apply(c cluster.Command) cluster.Result {
 func (l *log) hello(name string) {
 	l.t.Helper()
 	l.requests[name]++
-	res := l.apply(hello(name, l.requests[name]))
+	c := hello(name, l.requests[name])
+	c.Hello.Gen = l.r.Gen
+	res := l.apply(c)
 	if res.Refused != nil {
 		l.t.Fatal(res.Refused)
 	}

@@ -58,6 +58,9 @@ func checkHosts(r *cluster.Registry, bad func(string, ...any)) {
 		if h.Gen > r.Gen {
 			bad("host %s was heard in generation %d, after %d", id, h.Gen, r.Gen)
 		}
+		if h.Unheard && (!h.Tombstone || h.Gen >= r.Gen) {
+			bad("host %s is a member, or was heard in generation %d, and is marked as unheard", id, h.Gen)
+		}
 		if h.Session != 0 {
 			if h.Session > r.Index || h.Session <= r.Offset || h.Gen != r.Gen {
 				bad("host %s has session %d of generation %d, not after %d, up to %d, of generation %d", id, h.Session, h.Gen, r.Offset, r.Index, r.Gen)

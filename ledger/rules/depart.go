@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -25,6 +26,7 @@ func (d *draft) forget(by cluster.HostID, c cluster.Forget) cluster.Result {
 	if !h.Tombstone || c.Dead {
 		d.part(c.Host, func(l cluster.Lease) bool { return !c.Dead && d.unfenced(l.Pool) })
 	}
+	h.Unheard = !c.Dead && (h.Unheard || !h.Tombstone && h.Gen < d.Gen)
 	h.Tombstone, h.Session = true, 0
 	d.hosts()[h.ID] = h
 	delete(d.requests(), h.ID)
@@ -41,6 +43,31 @@ func (d *draft) unfenced(key cluster.PoolKey) bool {
 	return false
 }
 
+// unheard refuses to lease of a pool whose network does not fence, while a host
+// was not heard since the registry was rebuilt. What the lost log leased to it
+// is not known, and what its containers send arrives.
+func (d *draft) unheard(key cluster.PoolKey) *cluster.Refusal {
+	if d.Gen <= 1 || !d.unfenced(key) {
+		return nil
+	}
+	var ids []cluster.HostID
+	var remedies []string
+	for _, h := range hostsByID(d.Registry) {
+		if h.Gen < d.Gen && (!h.Tombstone || h.Unheard) {
+			ids = append(ids, h.ID)
+			remedies = append(remedies, fmt.Sprintf("`isthmus node rm %s --dead`", d.called(h.ID)))
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	why := cluster.Refuse(cluster.Unheard,
+		"nothing new is leased of pool %s: %s %s not heard since the registry was rebuilt, and may use addresses of it that the lost log leased. Start %s, or say that %s off for good: %s",
+		key, d.names(ids), verb(ids, "was", "were"), verb(ids, "that host", "those hosts"), verb(ids, "it is", "they are"), list(remedies))
+	why.Holders = ids
+	return why
+}
+
 func (d *draft) confirm(id cluster.HostID, c cluster.Confirm) cluster.Result {
 	switch h, ok := d.Hosts[id]; {
 	case !ok:
@@ -52,6 +79,10 @@ func (d *draft) confirm(id cluster.HostID, c cluster.Confirm) cluster.Result {
 		return refused(cluster.Clone, "host %s was removed, and the one that confirms it is another machine: it belongs to a machine with %s, which may still run", d.called(id), why)
 	}
 	d.part(id, nil)
+	if h := d.Hosts[id]; h.Unheard {
+		h.Unheard = false
+		d.hosts()[id] = h
+	}
 	return cluster.Result{}
 }
 

@@ -54,7 +54,9 @@
 // Renew puts a registry together from the highest copy and what hosts testify;
 // Rebuild, the first command of a new log, makes it the state. No host has a
 // session in it: each is fenced until it says Hello, and then gets what it
-// claims as far as no other lease covers it, once per generation. Hosts that
+// claims as far as no other lease covers it, once per generation. The Hello must
+// say that the host has let go of what the lost log leased (Hello.Gen). In pools
+// whose network does not fence, nothing is leased until all were heard. Hosts that
 // were forgotten in the lost end of the log are known again, and are to be
 // forgotten again.
 //

@@ -26,7 +26,7 @@ func (d *draft) found(c cluster.Found) cluster.Result {
 func (d *draft) hello(id cluster.HostID, c cluster.Hello) cluster.Result {
 	old, known := d.Hosts[id]
 	if known && old.Tombstone {
-		return cluster.Result{Refused: forgotten(old)}
+		return cluster.Result{Refused: Forgotten(old)}
 	}
 	if why := clone(old, c.Machine); why != "" {
 		res := refused(cluster.Clone,
@@ -34,6 +34,9 @@ func (d *draft) hello(id cluster.HostID, c cluster.Hello) cluster.Result {
 			id.Short(), old.Name, why, d.called(id))
 		res.Refused.Holders = []cluster.HostID{id}
 		return res
+	}
+	if max(c.Gen, 1) != d.Gen {
+		return cluster.Result{Refused: otherGen(d.Gen, max(c.Gen, 1), c.Name)}
 	}
 	if known && old.Session != 0 && old.Nonce == c.Nonce {
 		return cluster.Result{Index: old.Session, Leases: leasesOfHost(d.Registry, id)}
@@ -137,7 +140,23 @@ func taken(h cluster.Host) *cluster.Refusal {
 	return why
 }
 
-func forgotten(h cluster.Host) *cluster.Refusal {
+// otherGen refuses a host that is not prepared for this registry. One that is
+// prepared for a later one has seen it rebuilt, and this log has not.
+func otherGen(gen, prepared uint64, name string) *cluster.Refusal {
+	var why *cluster.Refusal
+	if prepared < gen {
+		why = cluster.Refuse(cluster.OtherGen,
+			"the registry was rebuilt (generation %d), and host %s is prepared for generation %d: it is let in once it has let go of what the lost log leased to it; if that takes long, see `isthmus status` on it", gen, name, prepared)
+	} else {
+		why = cluster.Refuse(cluster.OtherGen,
+			"this log is of generation %d, and host %s has seen generation %d: the registry was rebuilt elsewhere; bring a host into reach that keeps the later log, or run `isthmus recover` on host %s if none is left", gen, name, prepared, name)
+	}
+	why.Gen = gen
+	return why
+}
+
+// Forgotten refuses a host that was removed.
+func Forgotten(h cluster.Host) *cluster.Refusal {
 	return cluster.Refuse(cluster.Forgotten,
 		"host %s (%s) was removed from the cluster: run `isthmus reset` on it, then start it again as a new host", h.Name, h.ID.Short())
 }

@@ -31,6 +31,9 @@ func (d *draft) grant(host cluster.HostID, c cluster.Grant) cluster.Result {
 			return refused(cluster.OutOfRange, "the range %s is not inside pool %s: choose an --ip-range inside of the --subnet", c.Range, p.Key)
 		}
 	}
+	if why := d.unheard(p.Key); why != nil {
+		return cluster.Result{Refused: why}
+	}
 	width := in.Addr().BitLen()
 	whole := spanOf(in)
 	taken, useless := d.covered(p.Key, nil), unusable(p)
@@ -107,6 +110,9 @@ func (d *draft) grantExact(host cluster.HostID, c cluster.GrantExact) cluster.Re
 	}
 	l, ok := d.covering(p.Key, c.Addr)
 	if !ok {
+		if why := d.unheard(p.Key); why != nil {
+			return cluster.Result{Refused: why}
+		}
 		l = cluster.Lease{ID: d.Index, Pool: p.Key, Block: netip.PrefixFrom(c.Addr, c.Addr.BitLen()), Holder: host}
 		d.leases()[l.ID] = l
 	}

@@ -49,6 +49,9 @@ func anyCommand(t *rapid.T, r *cluster.Registry) cluster.Command {
 			h.Hello.Machine = cluster.Machine{ID: rapid.SampledFrom([]string{"", "m1", "m2"}).Draw(t, "machine")}
 		}
 		h.Hello.Claims = someClaims(t, r)
+		if h.Hello.Gen = r.Gen; rapid.IntRange(0, 9).Draw(t, "unprepared") == 0 {
+			h.Hello.Gen = rapid.Uint64Range(0, 3).Draw(t, "prepared")
+		}
 		return h
 	case 1, 2:
 		c.AttachPool = &cluster.AttachPool{Space: k.Space, Prefix: prefix, Name: rapid.SampledFrom([]string{"", "web"}).Draw(t, "name")}

@@ -49,7 +49,7 @@ func (l *log) claims(name string, claims ...cluster.Claim) cluster.Result {
 	l.t.Helper()
 	l.requests[name]++
 	c := hello(name, l.requests[name])
-	c.Hello.Claims = claims
+	c.Hello.Gen, c.Hello.Claims = l.r.Gen, claims
 	res := l.apply(c)
 	if res.Refused != nil {
 		l.t.Fatal(res.Refused)

@@ -94,7 +94,7 @@ func (f *Fake) String() string {
 
 // Fail makes the next n calls whose text contains match fail with err. The
 // text of an operation is its Op.String; the others are "dump", "hand LINK",
-// "mend LINK", "observe SANDBOX", "tenants", "links", "announce ADDRESS", "underlay
+// "mend LINK", "mute LINK", "unmute LINK", "observe SANDBOX", "tenants", "links", "announce ADDRESS", "underlay
 // ADDRESS" and "routes". n below zero: until Heal.
 func (f *Fake) Fail(n int, match string, err error) {
 	f.mu.Lock()
@@ -135,7 +135,7 @@ func (f *Fake) Tenants(ctx context.Context, _ ...string) ([]kernel.Tenant, error
 	for _, path := range slices.Sorted(maps.Keys(f.sandboxes)) {
 		for _, name := range slices.Sorted(maps.Keys(f.sandboxes[path])) {
 			in := f.sandboxes[path][name]
-			t := kernel.Tenant{Sandbox: path, Name: name, MAC: in.Link.MAC, Addrs: in.Addrs, Kind: in.Link.Kind, Below: in.Link.Parent}
+			t := kernel.Tenant{Sandbox: path, Name: name, MAC: in.Link.MAC, Addrs: in.Addrs, Kind: in.Link.Kind, Below: in.Link.Parent, Muted: in.Link.Down}
 			if t.MAC.IsZero() {
 				t.Link = in.Link.Name
 			}
@@ -323,6 +323,34 @@ func (f *Fake) Mend(ctx context.Context, h kernel.Handover) (bool, error) {
 		f.note(text, err)
 	}
 	return made, err
+}
+
+func (f *Fake) Mute(ctx context.Context, h kernel.Handover) (bool, error) {
+	return f.setMuted(ctx, "mute", h, true)
+}
+
+func (f *Fake) Unmute(ctx context.Context, h kernel.Handover) (bool, error) {
+	return f.setMuted(ctx, "unmute", h, false)
+}
+
+func (f *Fake) setMuted(ctx context.Context, verb string, h kernel.Handover, muted bool) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	text := verb + " " + h.Link.Name
+	if err := f.fails(ctx, text); err != nil {
+		return false, err
+	}
+	inside := f.sandboxes[h.Sandbox]
+	if inside == nil {
+		return false, kernel.ErrNoSandbox
+	}
+	in := inside[f.find(h)]
+	if in == nil || in.Link.Down == muted {
+		return false, nil
+	}
+	in.Link.Down = muted
+	f.note(text, nil)
+	return true, nil
 }
 
 func (f *Fake) Observe(ctx context.Context, h kernel.Handover) (string, error) {

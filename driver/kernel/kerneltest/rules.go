@@ -249,6 +249,9 @@ func (f *Fake) mend(h kernel.Handover) (bool, error) {
 		in.Link.Mode, in.Link.Flag, in.Link.Sources = l.Mode, l.Flag, l.Sources
 		return false, nil
 	}
+	if h.Link.Down {
+		return false, nil
+	}
 	if err := f.makeEndpoint(h); err != nil {
 		return false, err
 	}

@@ -1,0 +1,133 @@
+//go:build kernel
+
+package kernel_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/isthmus-net/isthmus/driver/kernel"
+)
+
+// TestLinuxMute: an interface is off the network while it is muted, and after
+// that as it was, addresses of both families included.
+func TestLinuxMute(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s, box, other := newSpace(t), newSpace(t), newSpace(t)
+	k := s.open()
+	apply(t, k, networks("192.0.2.1", "192.0.2.9"))
+	h := handover(kernel.Macvlan, box)
+	if err := k.Hand(ctx, h); err != nil {
+		t.Fatal(err)
+	}
+	s.sh("ip link set is-c1 netns %s", box.path())
+	if changed, err := k.Mute(ctx, h); changed || err != nil {
+		t.Errorf("muted what Docker is configuring: %v, %v", changed, err)
+	}
+	box.sh("ip link set is-c1 name eth0; ip addr add 10.0.0.31/24 dev eth0; ip addr add fd02::31/64 nodad dev eth0; ip link set eth0 up")
+	neighbour := kernel.Handover{Link: kernel.Link{Name: "is-c2", Kind: kernel.Macvlan, MAC: mac(0x32), MTU: 1420, Parent: "is-v1"}}
+	if err := k.Hand(ctx, neighbour); err != nil {
+		t.Fatal(err)
+	}
+	s.sh("ip link set is-c2 netns %s", other.path())
+	other.sh("ip addr add 10.0.0.32/24 dev is-c2; ip addr add fd02::32/64 nodad dev is-c2; ip link set is-c2 up")
+	reach := func() {
+		t.Helper()
+		other.sh("ping -c 1 -W 5 10.0.0.31; ping -c 1 -W 5 fd02::31")
+	}
+	reach()
+	for _, keeps := range []bool{true, false} {
+		if changed, err := k.Mute(ctx, h); !changed || err != nil {
+			t.Fatalf("muted: %v, %v", changed, err)
+		}
+		if changed, err := k.Mute(ctx, h); changed || err != nil {
+			t.Errorf("muted again: %v, %v", changed, err)
+		}
+		contains(t, box.sh("ip link show eth0"), "state DOWN")
+		tenants, err := k.Tenants(ctx, sandboxes(t, box))
+		if err != nil || len(tenants) != 1 || !tenants[0].Muted || len(tenants[0].Addrs) != 2 {
+			t.Errorf("tenants %+v, %v", tenants, err)
+		}
+		box.sh("ip link set eth0 up") // by somebody in the container
+		if changed, err := k.Mute(ctx, h); !changed || err != nil {
+			t.Errorf("muted what came up: %v, %v", changed, err)
+		}
+		if !keeps { // where the setting cannot be made
+			box.sh("ip addr flush dev eth0 scope global")
+		}
+		if changed, err := k.Unmute(ctx, h); !changed || err != nil {
+			t.Fatalf("unmuted: %v, %v", changed, err)
+		}
+		reach()
+		if out := box.sh("ip link show eth0"); strings.Contains(out, "alias") {
+			t.Errorf("still marked: %s", out)
+		}
+	}
+	box.sh("ip link set eth0 down")
+	if changed, err := k.Unmute(ctx, h); changed || err != nil {
+		t.Errorf("set up what somebody else took down: %v, %v", changed, err)
+	}
+	h.Link.MAC = mac(0x77)
+	if changed, err := k.Mute(ctx, h); changed || err != nil {
+		t.Errorf("muted nothing: %v, %v", changed, err)
+	}
+	if _, err := k.Mute(ctx, kernel.Handover{Link: h.Link, Sandbox: "/nowhere"}); !errors.Is(err, kernel.ErrNoSandbox) {
+		t.Errorf("in no sandbox: %v", err)
+	}
+	h.Link.Down = true
+	if made, err := k.Mend(ctx, h); made || err != nil {
+		t.Errorf("made what shall be down: %v, %v", made, err)
+	}
+}
+
+// TestLinuxMuteAnonymous: an interface with its parent's MAC is known by its
+// alias, and is so while it is muted, and after.
+func TestLinuxMuteAnonymous(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s, box := newSpace(t), newSpace(t)
+	k := s.open()
+	s.sh("ip link add lan0 type veth peer name lan1; ip link set lan0 up; ip link set lan1 up")
+	h := kernel.Handover{
+		Link:    kernel.Link{Name: "is-eanon", Kind: kernel.Macvlan, Mode: "passthru", Parent: "lan0", MTU: 1500, Standing: kernel.HandedOver},
+		Sandbox: box.path(), Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.31/24")},
+	}
+	if err := k.Hand(ctx, h); err != nil {
+		t.Fatal(err)
+	}
+	s.sh("ip link set is-eanon netns %s", box.path())
+	box.sh("ip link set is-eanon name eth0; ip addr add 10.0.0.31/24 dev eth0; ip link set eth0 up")
+	for range 2 {
+		if changed, err := k.Mute(ctx, h); !changed || err != nil {
+			t.Fatalf("muted: %v, %v", changed, err)
+		}
+		tenants, err := k.Tenants(ctx, sandboxes(t, box))
+		if err != nil || len(tenants) != 1 || !tenants[0].Muted || tenants[0].Link != "is-eanon" {
+			t.Errorf("tenants %+v, %v", tenants, err)
+		}
+		if name, err := k.Observe(ctx, h); name != "eth0" || err != nil {
+			t.Errorf("observed %q, %v", name, err)
+		}
+		if changed, err := k.Unmute(ctx, h); !changed || err != nil {
+			t.Fatalf("unmuted: %v, %v", changed, err)
+		}
+		contains(t, box.sh("ip link show eth0"), "alias is-eanon")
+		contains(t, box.sh("ip link show eth0"), ",UP")
+	}
+}
+
+// sandboxes is a directory with one sandbox in it.
+func sandboxes(t *testing.T, box *space) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Symlink(box.path(), filepath.Join(dir, "box")); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
