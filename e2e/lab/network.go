@@ -97,8 +97,8 @@ func (l *Lab) plugIn(ctx context.Context, h *Host) error {
 // only some time after the host is gone.
 func (l *Lab) unplug(ctx context.Context, h *Host) error {
 	_, err := l.sw.ip(ctx, "link", "del", h.Name)
-	if err != nil && strings.Contains(err.Error(), "Cannot find device") {
-		return nil
+	if err != nil && (strings.Contains(err.Error(), "Cannot find device") || strings.Contains(err.Error(), "No such device")) {
+		return nil // before ip looked, or after
 	}
 	return err
 }
