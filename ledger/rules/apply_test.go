@@ -268,6 +268,43 @@ func TestNetworks(t *testing.T) {
 	l.refused("b", network(cluster.Definition{MTU: 1300}, "10.2.0.0/16"), cluster.Contradiction, "mtu=computed")
 }
 
+// TestLANNetworks: the hosts of a network in a LAN agree about what it is, and
+// one that does not say gets what it is.
+func TestLANNetworks(t *testing.T) {
+	l := newLog(t, "a", "b")
+	for _, h := range []string{"a", "b"} {
+		for _, p := range []string{"10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16"} {
+			l.must(h, attach(p))
+		}
+	}
+	n := l.must("a", network(cluster.Definition{Mode: "macvlan", Underlay: "ipv4"}, "10.1.0.0/16")).Network
+	if want := (cluster.Definition{Mode: "macvlan", Encrypt: "off", Submode: "bridge"}); n.Def != want {
+		t.Errorf("network %+v", n)
+	}
+	l.must("b", network(cluster.Definition{Mode: "macvlan", VLAN: "50", Underlay: "ipv6"}, "10.1.0.0/16"))
+	l.refused("b", network(cluster.Definition{Mode: "macvlan", Submode: "private"}, "10.1.0.0/16"), cluster.Contradiction,
+		"on 10.1.0.0/16 was created on a with macvlan_mode=bridge, and this one asks for macvlan_mode=private: leave -o macvlan_mode out, or use the same")
+	l.refused("b", network(cluster.Definition{Mode: "ipvlan", Submode: "l3"}, "10.1.0.0/16"), cluster.Contradiction, "with mode=macvlan, and this one asks for mode=ipvlan:")
+
+	n = l.must("a", network(cluster.Definition{Mode: "ipvlan", VLAN: "50.7"}, "10.2.0.0/16")).Network
+	if want := (cluster.Definition{Mode: "ipvlan", Encrypt: "off", Submode: "l2", Flag: "bridge", VLAN: "50.7"}); n.Def != want {
+		t.Errorf("network %+v", n)
+	}
+	l.must("b", network(cluster.Definition{Mode: "ipvlan"}, "10.2.0.0/16"))
+	l.refused("b", network(cluster.Definition{Mode: "ipvlan", Submode: "l3", Flag: "vepa"}, "10.2.0.0/16"), cluster.Contradiction,
+		"ipvlan_mode=l2 ipvlan_flag=bridge, and this one asks for ipvlan_mode=l3 ipvlan_flag=vepa")
+	why := l.refused("b", network(cluster.Definition{Mode: "ipvlan", VLAN: "60"}, "10.2.0.0/16"), cluster.Contradiction,
+		"is in VLAN 50.7, and the parent on host b in VLAN 60: use a parent in VLAN 50.7 here")
+	if !slices.Equal(why.Holders, []cluster.HostID{id("a"), id("b")}) {
+		t.Errorf("holders %v", why.Holders)
+	}
+
+	n = l.must("a", network(cluster.Definition{Mode: "ipvlan", Submode: "l3s", Flag: "private"}, "10.3.0.0/16")).Network
+	if joined := l.must("b", network(cluster.Definition{Mode: "ipvlan"}, "10.3.0.0/16")).Network; joined.Def != n.Def {
+		t.Errorf("joined %+v", joined)
+	}
+}
+
 func TestNetworkLivesWithItsLeases(t *testing.T) {
 	l := newLog(t, "a", "b")
 	l.must("a", attach("10.1.0.0/16"))

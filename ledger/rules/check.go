@@ -206,7 +206,7 @@ func checkNetworks(r *cluster.Registry, bad func(string, ...any)) {
 			}
 			pools[k] = id
 		}
-		if n.Def.Mode == "" || n.Def.Encrypt == "" || n.Def.Underlay == "" {
+		if n.Def.Mode == "" || n.Def.Encrypt == "" || (n.Def.Underlay == "") == (n.Def.Mode == "vxlan") {
 			bad("network %d is not fully defined: %+v", id, n.Def)
 		}
 		if v := n.Def.VNI; v > MaxVNI || v == 0 && n.Def.Mode == "vxlan" {

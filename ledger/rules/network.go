@@ -74,10 +74,18 @@ func (d *draft) define(host cluster.HostID, n cluster.Network, def cluster.Defin
 	}
 	fill(&def.Mode, "vxlan")
 	fill(&def.Encrypt, "off")
-	fill(&def.Underlay, "ipv4")
+	switch def.Mode {
+	case "macvlan":
+		fill(&def.Submode, "bridge")
+	case "ipvlan":
+		fill(&def.Submode, "l2")
+		fill(&def.Flag, "bridge")
+	}
 	if def.Mode != "vxlan" {
+		def.Underlay = "" // it has no tunnels
 		return def, nil
 	}
+	fill(&def.Underlay, "ipv4")
 	fill(&def.ARP, "suppress")
 	fill(&def.BUM, "replicate")
 	used := map[uint32]cluster.Network{}
@@ -134,13 +142,23 @@ func (d *draft) contradicts(host cluster.HostID, n cluster.Network, ask cluster.
 	check("arp", ask.ARP, n.Def.ARP)
 	check("bum", ask.BUM, n.Def.BUM)
 	check("encrypt", ask.Encrypt, n.Def.Encrypt)
+	if ask.Mode == n.Def.Mode { // else they mean nothing
+		check(ask.Mode+"_mode", ask.Submode, n.Def.Submode)
+		check("ipvlan_flag", ask.Flag, n.Def.Flag)
+	}
 	if len(keys) > 0 {
 		why := cluster.Refuse(cluster.Contradiction, "the network on %s was created on %s with %s, and this one asks for %s: leave %s out, or use the same",
 			prefixes(n.Pools), d.called(n.Creator), strings.Join(has, " "), strings.Join(wants, " "), strings.Join(keys, ", "))
 		why.Holders = n.Holders
 		return why
 	}
-	if ask.Underlay != "" && ask.Underlay != n.Def.Underlay {
+	if ask.VLAN != "" && n.Def.VLAN != "" && ask.VLAN != n.Def.VLAN {
+		why := cluster.Refuse(cluster.Contradiction, "the network on %s, created on %s, is in VLAN %s, and the parent on host %s in VLAN %s: use a parent in VLAN %s here",
+			prefixes(n.Pools), d.called(n.Creator), n.Def.VLAN, d.called(host), ask.VLAN, n.Def.VLAN)
+		why.Holders = n.Holders
+		return why
+	}
+	if n.Def.Underlay != "" && ask.Underlay != "" && ask.Underlay != n.Def.Underlay {
 		why := cluster.Refuse(cluster.Contradiction, "the network on %s, created on %s, runs over %s, and host %s over %s: set ADVERTISE to an %s address here, or create the network anew",
 			prefixes(n.Pools), d.called(n.Creator), family(n.Def.Underlay), d.called(host), family(ask.Underlay), family(n.Def.Underlay))
 		why.Holders = n.Holders

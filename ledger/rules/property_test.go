@@ -93,6 +93,8 @@ func anyCommand(t *rapid.T, r *cluster.Registry) cluster.Command {
 			MTU: rapid.SampledFrom([]int{0, 0, 1400}).Draw(t, "mtu"), VNI: rapid.SampledFrom([]uint32{0, 0, 0, 4097, 7}).Draw(t, "vni"),
 			Underlay: rapid.SampledFrom([]string{"", "ipv4", "ipv6"}).Draw(t, "underlay"),
 			Mode:     rapid.SampledFrom([]string{"", "vxlan", "macvlan", "ipvlan"}).Draw(t, "mode"),
+			Submode:  rapid.SampledFrom([]string{"", "", "bridge", "l2", "l3"}).Draw(t, "submode"),
+			VLAN:     rapid.SampledFrom([]string{"", "", "50", "60"}).Draw(t, "vlan"),
 		}
 		c.AttachNetwork = &cluster.AttachNetwork{Pools: []cluster.PoolKey{k}, Def: def}
 		if rapid.Bool().Draw(t, "dual") {
