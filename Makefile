@@ -1,5 +1,5 @@
 # A menu: every target is one line that calls a script.
-.PHONY: help build plugin install lint test test-unit test-race test-kernel test-e2e test-engines soak nightly bench demo demo-down lab clean
+.PHONY: help build plugin install lint test test-unit test-race test-kernel test-e2e test-machine test-engines test-kernels soak nightly bench demo demo-down lab clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -16,7 +16,7 @@ install: ## what lab, demo and tests need from Debian
 lint: ## formatting, vet, staticcheck, the import rule
 	@scripts/lint
 
-test: ## every test: unit, race, kernel, e2e
+test: ## every test: unit, race, kernel, e2e, machine
 	@scripts/test
 
 test-unit: ## the tests that need nothing but Go
@@ -30,6 +30,12 @@ test-kernel: ## the kernel door, in network namespaces of its own; needs root
 
 test-e2e: ## real engines on several hosts made on this machine; needs root
 	@scripts/test e2e
+
+test-machine: ## ipvlan, VLANs and the rest on a stock Debian kernel, in an emulated machine; needs root
+	@scripts/test machine
+
+test-kernels: ## the same on newer Debian kernels and engines
+	@scripts/test kernels
 
 test-engines: ## the same on engines 26, 28 and 29, fetched and built the first time
 	@scripts/test engines
