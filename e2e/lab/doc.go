@@ -7,10 +7,12 @@
 // all else it writes is its own and outlives a reboot; /run and /tmp are empty
 // at each boot. Its eth0 is plugged into a bridge in a namespace of its own,
 // the switch, where links are cut and made lossy, and where a registry listens.
+// A [Station] is another machine of that LAN: a network namespace without files.
 //
 //	machine ── box (pid 1 of switch) ── br0, docker-registry
 //	        ├─ box (pid 1 of host1) ── eth0, dockerd, containers, plugins
-//	        └─ box (pid 1 of host2) ── eth0, dockerd, ...
+//	        ├─ box (pid 1 of host2) ── eth0, dockerd, ...
+//	        └─ box (pid 1 of a station) ── eth0, what a test starts there
 //
 // Nothing of a lab is in the machine's own network namespace or mount table, so
 // labs do not meet each other, and ending the first processes ends it all. These

@@ -115,7 +115,7 @@ func (h *Host) PowerOff(ctx context.Context) error {
 	if err := h.halt(ctx); err != nil {
 		return err
 	}
-	return h.lab.unplug(ctx, h)
+	return h.lab.unplug(ctx, h.Name)
 }
 
 // Boot powers the host off and on again, without starting its engine.

@@ -18,7 +18,7 @@ import (
 
 const switchName = "switch"
 
-// Lab is a set of hosts and the switch between them. Its methods may be called
+// Lab is a set of hosts, other machines, and the switch between them. Its methods may be called
 // concurrently.
 type Lab struct {
 	config Config
@@ -191,5 +191,13 @@ func (l *Lab) remember(n *node) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.state.Nodes[n.name] = n.pid()
+	return l.state.write()
+}
+
+// forget is for a node that is gone for good.
+func (l *Lab) forget(n *node) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.state.Nodes, n.name)
 	return l.state.write()
 }

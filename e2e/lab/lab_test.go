@@ -30,6 +30,7 @@ func TestHosts(t *testing.T) {
 		made.note(t, l)
 		t.Run("host", func(t *testing.T) { testHost(t, l) })
 		t.Run("links", func(t *testing.T) { testLinks(t, l) })
+		t.Run("station", func(t *testing.T) { testStation(t, l) })
 		t.Run("engine", func(t *testing.T) { testEngine(t, l) })
 		t.Run("reboot", func(t *testing.T) { testReboot(t, l) })
 		t.Run("snapshot", func(t *testing.T) { testSnapshot(t, l) })

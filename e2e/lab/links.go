@@ -153,8 +153,39 @@ func (l *Lab) Delay(host int, d time.Duration) error {
 	return nil
 }
 
-// Heal undoes all of the above, but MTUs set by Host.SetMTU, and leaves hosts
-// that are powered off alone.
+// AddLink gives a host one more interface in the LAN, up and without addresses.
+// It is gone when the host boots.
+func (l *Lab) AddLink(ctx context.Context, host int, dev string) error {
+	h := l.Host(host)
+	if err := l.connect(ctx, h.node, h.Name+"-"+dev, dev, ""); err != nil {
+		return fmt.Errorf("add link %s to %s: %w", dev, h.Name, err)
+	}
+	return h.batch(ctx, "link set "+dev+" up")
+}
+
+// Hairpin makes the switch return frames to the host that they came from, when
+// their receiver is there, as a switch for VEPA does (reflective relay), or ends
+// that. It is a setting of the host's ports that Heal leaves alone and the host's
+// next boot ends.
+func (l *Lab) Hairpin(ctx context.Context, host int, on bool) error {
+	h, state := l.Host(host), "off"
+	if on {
+		state = "on"
+	}
+	ports, err := l.portsOf(ctx, h.Name)
+	if err != nil {
+		return fmt.Errorf("set hairpin of %s: %w", h.Name, err)
+	}
+	var lines []string
+	for _, port := range ports {
+		lines = append(lines, fmt.Sprintf("link set %s type bridge_slave hairpin %s", port, state))
+	}
+	return l.sw.batch(ctx, lines...)
+}
+
+// Heal undoes cuts, losses, narrow paths, delays and pulled cables. MTUs set by
+// Host.SetMTU, links and hairpins stay, and hosts that are powered off are left
+// alone.
 func (l *Lab) Heal() error {
 	if err := l.change(func(s *links) { clear(s.Loss); clear(s.MTU) }); err != nil {
 		return err

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -74,15 +75,7 @@ func (l *Lab) addressLines(dev string, index int) []string {
 // plugIn connects a host that has booted with the switch, by the same hardware
 // address each time.
 func (l *Lab) plugIn(ctx context.Context, h *Host) error {
-	mtu := strconv.Itoa(l.config.MTU)
-	// The host's first process has a number in the machine's pid namespace, but
-	// none in the switch's.
-	add := l.sw.enter(ctx, []string{"-n"}, []string{"ip", "link", "add", h.Name, "mtu", mtu, "type", "veth",
-		"peer", "name", "eth0", "address", mac(h.Index), "mtu", mtu, "netns", strconv.Itoa(h.pid().Pid)})
-	if _, err := l.sw.run(add, add.Args); err != nil {
-		return err
-	}
-	if err := l.sw.batch(ctx, fmt.Sprintf("link set %s master %s up", h.Name, bridge)); err != nil {
+	if err := l.connect(ctx, h.node, h.Name, "eth0", mac(h.Index)); err != nil {
 		return err
 	}
 	lines := append([]string{"link set lo up", "link set eth0 up"}, l.addressLines("eth0", h.Index)...)
@@ -93,12 +86,47 @@ func (l *Lab) plugIn(ctx context.Context, h *Host) error {
 	return h.batch(ctx, lines...)
 }
 
-// unplug removes the switch's end, which the kernel would do by itself, but
-// only some time after the host is gone.
-func (l *Lab) unplug(ctx context.Context, h *Host) error {
-	_, err := l.sw.ip(ctx, "link", "del", h.Name)
-	if err != nil && (strings.Contains(err.Error(), "Cannot find device") || strings.Contains(err.Error(), "No such device")) {
-		return nil // before ip looked, or after
+// connect makes a port of the switch that leads to a new interface dev of n, with
+// the hardware address mac, or a random one.
+func (l *Lab) connect(ctx context.Context, n *node, port, dev, mac string) error {
+	mtu := strconv.Itoa(l.config.MTU)
+	// A node's first process has a number in the machine's pid namespace, but
+	// none in the switch's.
+	args := []string{"ip", "link", "add", port, "mtu", mtu, "type", "veth",
+		"peer", "name", dev, "mtu", mtu, "netns", strconv.Itoa(n.pid().Pid)}
+	if mac != "" {
+		args = append(args, "address", mac)
+	}
+	add := l.sw.enter(ctx, []string{"-n"}, args)
+	if _, err := l.sw.run(add, add.Args); err != nil {
+		return err
+	}
+	return l.sw.batch(ctx, fmt.Sprintf("link set %s master %s up", port, bridge))
+}
+
+// portsOf names the ports of the switch that lead to a node: its own, and those
+// of AddLink.
+func (l *Lab) portsOf(ctx context.Context, name string) ([]string, error) {
+	out, err := l.sw.ip(ctx, "-o", "link", "show", "master", bridge)
+	var ports []string
+	for line := range strings.Lines(out) {
+		_, rest, _ := strings.Cut(line, ": ")
+		port, _, _ := strings.Cut(rest, "@") // 7: host1@if2: <...
+		if port == name || strings.HasPrefix(port, name+"-") {
+			ports = append(ports, port)
+		}
+	}
+	return ports, err
+}
+
+// unplug removes the switch's ends, which the kernel would do by itself, but
+// only some time after the node is gone.
+func (l *Lab) unplug(ctx context.Context, name string) error {
+	ports, err := l.portsOf(ctx, name)
+	for _, port := range ports {
+		if _, failed := l.sw.ip(ctx, "link", "del", port); failed != nil && !strings.Contains(failed.Error(), "Cannot find device") {
+			err = errors.Join(err, failed)
+		}
 	}
 	return err
 }
