@@ -1,5 +1,5 @@
-# Reads the output of go test -json: one line for each package as it ends, the
-# output of what failed, and the counts of the tier on the last line, for
+# Reads the output of go test -json: one line for each package as it ends, and
+# for each test that took half a minute, the output of what failed, and the counts of the tier on the last line, for
 # scripts/test, in the file named by -v counts=FILE.
 # A skipped test is a failed one, but for -v race=1: the race detector and
 # testing/synctest do not go together.
@@ -36,6 +36,7 @@ test != "" && (action == "fail" || (action == "skip" && !race)) {
 	printf "FAIL  %s %s%s\n%s", short, test, action == "skip" ? " (skipped: a test that cannot run fails)" : "", out[key]
 }
 test != "" && action == "skip" && race { skipped++ }
+test != "" && action == "pass" && seconds() + 0 >= 30 { printf "      %-34s %7.1f s\n", test, seconds() }
 test == "" && action == "pass" { printf "ok    %-22s %4d tests %7.1f s\n", short, inPkg[pkg], seconds() }
 test == "" && action == "fail" {
 	if (!broken[pkg]) { failed++; printf "FAIL  %s, outside of its tests\n%s", short, out[key] }
