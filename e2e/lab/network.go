@@ -124,7 +124,9 @@ func (l *Lab) portsOf(ctx context.Context, name string) ([]string, error) {
 func (l *Lab) unplug(ctx context.Context, name string) error {
 	ports, err := l.portsOf(ctx, name)
 	for _, port := range ports {
-		if _, failed := l.sw.ip(ctx, "link", "del", port); failed != nil && !strings.Contains(failed.Error(), "Cannot find device") {
+		_, failed := l.sw.ip(ctx, "link", "del", port)
+		gone := failed != nil && (strings.Contains(failed.Error(), "Cannot find device") || strings.Contains(failed.Error(), "No such device"))
+		if failed != nil && !gone { // before ip looked, or after
 			err = errors.Join(err, failed)
 		}
 	}
