@@ -101,3 +101,38 @@ func TestDetachedFromTheStart(t *testing.T) {
 	h.SetDetached("")
 	h.awaitHas("neigh 10.1.0.3")
 }
+
+// TestDetachedInALAN: while this host must not take part, its containers are off
+// the LAN too, since others may have been given their addresses; and so is the
+// host. They recover without a restart. What reaches no further than this host
+// stays as it is.
+func TestDetachedInALAN(t *testing.T) {
+	for _, options := range append(lanModes, []string{"mode=macvlan", "macvlan_mode=source", "source=02:00:00:00:00:fe"}, []string{"mode=ipvlan", "ipvlan_mode=l3"}) {
+		t.Run(at(options), func(t *testing.T) {
+			h := startHost(t)
+			h.lan(options...)
+			h.ok(h.create("alone", []string{"10.9.0.0/16"}, "mode=macvlan", "--internal"))
+			h.run("web", "lan", "10.1.0.2/16")
+			h.run("hermit", "alone", "10.9.0.2/16")
+			h.heard.say("host2", remote(1, "db", "10.1.0.3", "02:00:00:00:02:03"))
+			h.await("all is heard", func() bool { return h.Networks()[0].Remote == 1 })
+			h.ok(h.Sync(anyContext, 0))
+			before := h.kernel.String()
+			h.SetDetached("this host was removed: run isthmus reset")
+			h.ok(h.Sync(anyContext, 0)) // after which others may be given its addresses
+			h.check(h.down("web"), "it is in the LAN")
+			h.check(!h.down("hermit"), "it is cut off from itself")
+			h.lacks("addr ")
+			h.lacks("fib ")
+			h.check(h.heard.told() == "net 1, net 2", "told: "+h.heard.told())
+			h.await("it is a problem", h.problem("containers of this host are cut off from other hosts: this host was removed: run isthmus reset"))
+			h.stop()
+			h.start(hasty)
+			h.SetDetached("this host was removed: run isthmus reset")
+			h.ok(h.Sync(anyContext, 0))
+			h.check(h.down("web"), "let in by a restart")
+			h.SetDetached("")
+			h.await("all is as before", func() bool { return h.kernel.String() == before })
+		})
+	}
+}

@@ -28,9 +28,6 @@ func planLAN(s *segment, v View, d *Desired) {
 			d.Problems = append(d.Problems, Problem{Network: poolNames(s.Pools), Cause: f.cause, Remedy: f.remedy, alarm: true})
 		}
 	}
-	if v.Detached != "" {
-		d.Problems = append(d.Problems, Problem{Network: poolNames(s.Pools), Cause: "its containers on this host stay in the LAN, though others are not told of them", Remedy: v.Detached})
-	}
 	for _, l := range g.VLANs {
 		_, made := v.device(l.Name)
 		if _, taken := d.State[l.Key()]; !taken && (made || g.Fault == nil) {
@@ -47,7 +44,8 @@ func planLAN(s *segment, v View, d *Desired) {
 		h := kernel.Handover{
 			Link: kernel.Link{
 				Name: e.link(), Kind: kin.kind, Standing: kernel.HandedOver, Parent: g.Link, MAC: e.MAC, MTU: s.MTU,
-				Mode: kin.mode, Flag: kin.flag, BCQueue: s.Options.BCQueue, Down: s.lost[e.ID],
+				Mode: kin.mode, Flag: kin.flag, BCQueue: s.Options.BCQueue,
+				Down: s.lost[e.ID] || v.Detached != "" && len(g.Alone) == 0,
 			},
 			Sandbox: e.Sandbox, Name: e.Inside, Addrs: e.Addrs(), Routes: s.routes(e), Follow: true,
 		}
@@ -60,6 +58,15 @@ func planLAN(s *segment, v View, d *Desired) {
 	}
 	if blocked == nil {
 		planShim(s, g, v, d)
+	} else {
+		// What stands goes on as it is: its parent may only be called otherwise now.
+		shim := shimDevice(s.Pools)
+		for _, name := range append(slices.Clone(g.Heed), shim) {
+			dev, ok := v.device(name)
+			if _, planned := d.State[kernel.Link{Name: name}.Key()]; ok && !planned && dev.Ours && (dev.Kind == kernel.VLAN || name == shim) {
+				d.Left[name] = true
+			}
+		}
 	}
 }
 

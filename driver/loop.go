@@ -37,9 +37,10 @@ type loop struct {
 	devices  map[string]uint32 // cluster network by link, of this pass and the one before
 	mender
 	speaker
-	alarmed map[string]bool // problems of the pass before that were logged
-	looked  time.Time       // of the last look for strangers
-	unseen  string          // why it was not a whole one
+	silent  map[string]silence // interfaces that are cut off, by identity
+	alarmed map[string]bool    // problems of the pass before that were logged
+	looked  time.Time          // of the last look for strangers
+	unseen  string             // why it was not a whole one
 }
 
 // result is what a pass came to.
@@ -54,7 +55,7 @@ type result struct {
 func newLoop(d *Driver) *loop {
 	return &loop{
 		d: d, kick: make(chan struct{}, 1), changed: make(chan struct{}, 1), kernel: make(chan struct{}, 1),
-		passed: make(chan struct{}), devices: map[string]uint32{}, mender: newMender(), speaker: newSpeaker(),
+		passed: make(chan struct{}), devices: map[string]uint32{}, mender: newMender(), speaker: newSpeaker(), silent: map[string]silence{},
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -21,7 +22,9 @@ import (
 //
 // A veth is cut off at its host end, by the plan. A macvlan or ipvlan has no end
 // here: it is muted inside its sandbox, and carries a mark there, which outlives
-// the plugin and its state.
+// the plugin and its state. In the same way all endpoints in a LAN are cut off
+// while this host must not take part (SetDetached): others may have been given
+// their addresses, and no tunnel's end can be taken down instead.
 
 // lost lists the endpoints of a network that are cut off, and reports those in
 // containers.
@@ -88,10 +91,13 @@ func (l *loop) mute(ctx context.Context, want Desired, r *result) {
 	log := func(e Endpoint) logrus.FieldLogger {
 		return d.log.WithFields(logrus.Fields{"endpoint": short(e.ID), "sandbox": e.Sandbox})
 	}
-	cut := map[string]bool{}
+	cut, now := map[string]bool{}, time.Now()
 	for _, h := range want.Muted {
-		e := h.Endpoint
-		cut[identity(h.Link.MAC, h.Link.Name)] = true
+		e, who := h.Endpoint, identity(h.Link.MAC, h.Link.Name)
+		cut[who] = true
+		if at, ok := l.silent[who]; ok && at.sandbox == e.Sandbox && now.Sub(at.seen) < d.pace.audit {
+			continue // each look is a visit to the sandbox
+		}
 		switch changed, err := d.cfg.Kernel.Mute(ctx, h.Handover); {
 		case errors.Is(err, kernel.ErrNoSandbox):
 		case err != nil:
@@ -102,11 +108,15 @@ func (l *loop) mute(ctx context.Context, want Desired, r *result) {
 			})
 		default:
 			d.noteMuted(h, true)
+			if e.Inside != "" { // else Docker may be at it, and it is not cut off yet
+				l.silent[who] = silence{e.Sandbox, now}
+			}
 			if changed {
 				log(e).Warn("cut a container off: this host has no right to its address any more")
 			}
 		}
 	}
+	maps.DeleteFunc(l.silent, func(who string, _ silence) bool { return !cut[who] })
 	for _, who := range d.mutedNow() {
 		h, ok := want.rightful(who, d.cfg.Addresses)
 		if cut[who] || !ok {
@@ -122,6 +132,12 @@ func (l *loop) mute(ctx context.Context, want Desired, r *result) {
 			log(h.Endpoint).Info("let a container in again: its address is leased to this host")
 		}
 	}
+}
+
+// silence is when an interface was last seen to be cut off, and where.
+type silence struct {
+	sandbox string
+	seen    time.Time
 }
 
 // rightful finds the interface of an identity, if all of its addresses are

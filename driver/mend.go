@@ -136,7 +136,9 @@ func (l *loop) remake(ctx context.Context, h handover, r *result) (gone bool) {
 		})
 		return false
 	}
-	delete(l.pending, h.Endpoint.ID)
+	if !h.Link.Down { // else it is not made before it may be up
+		delete(l.pending, h.Endpoint.ID)
+	}
 	if h.lan {
 		l.mended[h.Endpoint.ID] = h.Link
 	}

@@ -132,22 +132,40 @@ func TestLowMTU(t *testing.T) {
 	h.await("as agreed again", mtu(1400))
 }
 
+// TestParentRenamed: what runs goes on, with the VLAN devices below it and the
+// host's way to it; new containers wait for the name.
 func TestParentRenamed(t *testing.T) {
-	h := startHost(t)
-	h.lan("mode=macvlan")
-	h.run("web", "lan", "10.1.0.2/16")
-	h.kernel.RenameDevice("eth1", "lan0")
-	h.await("it is a problem", h.problem("parent eth1 does not exist on this host: use one of eth0, lan0"))
-	h.ok(h.endpoint("db", "lan", "10.1.0.3/16"))
-	_, err := h.joins("db")
-	h.refused(err, "join: parent eth1 does not exist on this host: use one of eth0, lan0, and -o parent.HOST= where hosts differ")
-	if _, ok := h.kernel.Interface("/s/web", "eth0"); !ok {
-		t.Fatal("the running container lost its interface")
+	for _, options := range [][]string{{"mode=macvlan"}, {"mode=macvlan", "host_access=on"}, {"mode=macvlan", "parent=eth1.50", "host_access=on"}, {"mode=ipvlan", "parent=eth1.50.7"}} {
+		t.Run(at(options), func(t *testing.T) {
+			h := startHost(t)
+			h.lan(options...)
+			h.run("web", "lan", "10.1.0.2/16")
+			h.ok(h.Sync(anyContext, 0))
+			before := h.kernel.String()
+			h.kernel.RenameDevice("eth1", "lan0")
+			h.await("it is a problem", h.problem("does not exist on this host"))
+			h.ok(h.endpoint("db", "lan", "10.1.0.3/16"))
+			_, err := h.joins("db")
+			h.check(err != nil && strings.HasPrefix(err.Error(), "join: parent eth1") && strings.Contains(err.Error(), "lan0"), fmt.Sprint(err))
+			for range 2 {
+				h.restart(hasty)
+				h.ok(h.Sync(anyContext, 0))
+			}
+			if now, want := h.kernel.String(), strings.ReplaceAll(before, " eth1 ", " lan0 "); now != want {
+				t.Fatalf("changed:\n%s\nfrom:\n%s", now, want)
+			}
+			h.kernel.RenameDevice("lan0", "eth1")
+			h.await("all is well", func() bool { return len(h.Status().Problems) == 0 && h.kernel.String() == before })
+			_, err = h.joins("db")
+			h.ok(err)
+			h.kernel.RenameDevice("eth1", "lan0")
+			h.await("it is a problem again", h.problem("does not exist on this host"))
+			h.ok(h.DeleteEndpoint(anyContext, &network.DeleteEndpointRequest{EndpointID: "db"}))
+			h.ends("web")
+			h.ok(h.delete("lan"))
+			h.clean()
+		})
 	}
-	h.kernel.RenameDevice("lan0", "eth1")
-	h.await("all is well", func() bool { return len(h.Status().Problems) == 0 })
-	_, err = h.joins("db")
-	h.ok(err)
 }
 
 func TestConflictLater(t *testing.T) {

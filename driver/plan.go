@@ -116,7 +116,7 @@ func Plan(in *Intent, v View) Desired {
 	tunnels := slices.ContainsFunc(networks, held.fenced)
 	if v.Detached == "" {
 		peers = v.peers(networks, &d)
-	} else if tunnels || len(networks) == 0 {
+	} else {
 		d.Problems = append(d.Problems, Problem{Cause: "containers of this host are cut off from other hosts", Remedy: v.Detached})
 	}
 	agreed := v.holdings(networks)

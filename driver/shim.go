@@ -41,18 +41,39 @@ func planShim(s *segment, g ground, v View, d *Desired) {
 	if shim.Down { // the kernel takes no routes by it, and drops addresses of IPv6
 		return
 	}
-	for _, a := range s.HostAddrs {
+	own := s.rightfulHost(v, d)
+	for _, a := range own {
 		d.State.Put(kernel.Addr{Dev: shim.Name, Prefix: netip.PrefixFrom(a, a.BitLen())})
 	}
 	for _, e := range s.endpoints {
 		for _, p := range e.Addrs() {
-			i := slices.IndexFunc(s.HostAddrs, func(a netip.Addr) bool { return a.Is4() == p.Addr().Is4() })
+			i := slices.IndexFunc(own, func(a netip.Addr) bool { return a.Is4() == p.Addr().Is4() })
 			if i < 0 || !e.Joined() || s.lost[e.ID] {
 				continue
 			}
-			d.State.Put(kernel.FIB{Dst: netip.PrefixFrom(p.Addr(), p.Addr().BitLen()), Dev: shim.Name, Src: s.HostAddrs[i]})
+			d.State.Put(kernel.FIB{Dst: netip.PrefixFrom(p.Addr(), p.Addr().BitLen()), Dev: shim.Name, Src: own[i]})
 		}
 	}
+}
+
+// rightfulHost lists the host's own addresses, but those that it has no right to:
+// as with an endpoint, others may have them, see lost.go.
+func (s *segment) rightfulHost(v View, d *Desired) (out []netip.Addr) {
+	if v.Detached != "" && s.Options.Parent != "" {
+		return nil
+	}
+	for _, a := range s.HostAddrs {
+		pool, _ := s.covers(a)
+		if _, lost := v.Lost[pool][a]; !lost {
+			out = append(out, a)
+			continue
+		}
+		d.Problems = append(d.Problems, Problem{
+			Network: poolNames(s.Pools), Cause: fmt.Sprintf("address %s of the host itself is cut off: this host has no lease of it any more", a),
+			Remedy: "remove the network here and create it again", alarm: true,
+		})
+	}
+	return out
 }
 
 // checkAccess refuses host_access where the kernel does not let the host beside

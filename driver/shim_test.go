@@ -90,3 +90,21 @@ func TestHostAccessIsProbed(t *testing.T) {
 	h.contains("addr 10.1.0.9/32")
 	h.check(len(h.Status().Problems) == 0, "it still is a problem")
 }
+
+// TestHostLosesItsAddress: the host is not heard at an address that another one
+// may have.
+func TestHostLosesItsAddress(t *testing.T) {
+	h := startHost(t)
+	h.lan("mode=macvlan", "host_access=on")
+	h.run("web", "lan", "10.1.0.2/16 fd01::2/64")
+	h.awaitHas("fib 10.1.0.2/32")
+	before := h.kernel.String()
+	h.addresses.lose("10.1.0.0/16", "10.1.0.9", "")
+	h.awaitNot("addr 10.1.0.9/32")
+	h.ok(h.Sync(anyContext, 0))
+	h.lacks("fib 10.1.0.2/32")
+	h.contains("fib fd01::2/128")
+	h.await("it is a problem", h.problem("address 10.1.0.9 of the host itself is cut off: this host has no lease of it any more"))
+	h.addresses.lose("", "", "")
+	h.await("all is as before", func() bool { return h.kernel.String() == before && len(h.Status().Problems) == 0 })
+}

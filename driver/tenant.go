@@ -360,12 +360,17 @@ func (l *loop) leave(want Desired) func(kernel.Object) kernel.Object {
 		return nil
 	}
 	return func(o kernel.Object) kernel.Object {
+		if r, ok := o.(kernel.FIB); ok && want.Left[r.Dev] {
+			return o
+		}
 		if dev := o.Key().Dev; dev == "" || !blind && !want.Left[dev] {
 			return nil
 		}
 		switch o := o.(type) {
 		case kernel.Link:
-			o.Down = o.Kind == kernel.VXLAN && detached
+			if o.Kind == kernel.VXLAN {
+				o.Down = detached
+			}
 			return o
 		case kernel.Guard:
 			o.Broken = false

@@ -27,7 +27,7 @@ func (k *Linux) Mute(ctx context.Context, h Handover) (bool, error) {
 			return false, fmt.Errorf("mark: %w", err)
 		}
 		// Without it the kernel drops the IPv6 addresses; Unmute adds those that it
-		// is told of.
+		// is told of, and the routes, which go in any case.
 		_ = setIPv6(a.Name, "keep_addr_on_down", "1")
 		if err := in.LinkSetDown(l); err != nil {
 			return false, fmt.Errorf("set down: %w", err)
@@ -52,6 +52,9 @@ func (k *Linux) Unmute(ctx context.Context, h Handover) (bool, error) {
 		}
 		if err := in.LinkSetUp(l); err != nil {
 			return false, fmt.Errorf("set up: %w", err)
+		}
+		if err := giveRoutes(in, l, h.Routes); err != nil {
+			return false, err
 		}
 		if err := in.LinkSetAlias(l, alias); err != nil {
 			return false, fmt.Errorf("remove the mark: %w", err)

@@ -183,11 +183,11 @@ type Kernel interface {
 	// (and with h.Follow raised); its mode and sources are set as in h.
 	// If h.Name is empty or taken, the lowest free number of its
 	// row is used (eth0, eth1 ...): Observe tells. If h.Link.Down is set, none is
-	// made. ErrNoSandbox: the sandbox is gone, or not there yet.
+	// made or finished. ErrNoSandbox: the sandbox is gone, or not there yet.
 	Mend(ctx context.Context, h Handover) (bool, error)
 	// Mute takes h's interface down inside its sandbox and marks it; Unmute sets
-	// one up again that has the mark, with h's addresses. (Routes that somebody
-	// added there are lost.) Both report whether they changed anything, and need of
+	// one up again that has the mark, with h's addresses and routes. (Other routes
+	// that somebody added there are lost.) Both report whether they changed anything, and need of
 	// h what Observe does. One that is not there is left alone, and one that Docker
 	// has moved there and not renamed yet is not muted. ErrNoSandbox as above.
 	Mute(ctx context.Context, h Handover) (bool, error)

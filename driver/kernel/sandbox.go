@@ -173,10 +173,10 @@ func (k *Linux) Mend(ctx context.Context, h Handover) (bool, error) {
 		if l != nil && l.Attrs().Group != unfinished {
 			return follow(in, l, h)
 		}
+		if h.Link.Down {
+			return nil // to finish one would set it up
+		}
 		if l == nil {
-			if h.Link.Down {
-				return nil
-			}
 			if err := k.plant(h, ns); err != nil {
 				return err
 			}
@@ -263,7 +263,19 @@ func finish(in *netlink.Handle, l netlink.Link, h Handover) error {
 	if err := in.LinkSetUp(l); err != nil {
 		return fmt.Errorf("set up: %w", err)
 	}
-	for _, r := range h.Routes {
+	if err := giveRoutes(in, l, h.Routes); err != nil {
+		return err
+	}
+	if err := in.LinkSetGroup(l, Group); err != nil {
+		return fmt.Errorf("set group: %w", err)
+	}
+	return nil
+}
+
+// giveRoutes gives the interface, which is up, the routes that it had. Where the
+// container has another one to a destination, that stays.
+func giveRoutes(in *netlink.Handle, l netlink.Link, routes []Route) error {
+	for _, r := range routes {
 		n := netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(r.Dst), Scope: netlink.SCOPE_LINK}
 		if r.Via.IsValid() {
 			n.Gw, n.Scope = r.Via.AsSlice(), netlink.SCOPE_UNIVERSE
@@ -271,9 +283,6 @@ func finish(in *netlink.Handle, l netlink.Link, h Handover) error {
 		if err := in.RouteAdd(&n); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("add route %s: %w", r.Dst, err)
 		}
-	}
-	if err := in.LinkSetGroup(l, Group); err != nil {
-		return fmt.Errorf("set group: %w", err)
 	}
 	return nil
 }

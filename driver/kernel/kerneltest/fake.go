@@ -348,7 +348,10 @@ func (f *Fake) setMuted(ctx context.Context, verb string, h kernel.Handover, mut
 	if in == nil || in.Link.Down == muted {
 		return false, nil
 	}
-	in.Link.Down = muted
+	in.Link.Down, in.Routes = muted, nil // the routes of a link that goes down go
+	if !muted {
+		in.Routes = h.Routes
+	}
 	f.note(text, nil)
 	return true, nil
 }
