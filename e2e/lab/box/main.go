@@ -24,6 +24,7 @@ type commands struct {
 	Get        getCmd        `cmd:"" help:"Fetch from an HTTP server."`
 	Recv       recvCmd       `cmd:"" help:"Print each datagram to a port, unicast, broadcast or of a multicast group."`
 	Send       sendCmd       `cmd:"" help:"Send datagrams to an address, a broadcast address or a multicast group."`
+	Meet       meetCmd       `cmd:"" help:"Talk to others that do the same, until the input ends; print who is heard, and how."`
 	Stream     streamCmd     `cmd:"" help:"Keep a numbered flow to an echo server; report loss, duplicates and gaps at the end."`
 	Throughput throughputCmd `cmd:"" help:"Measure TCP throughput to the sink of serve."`
 	RR         rrCmd         `cmd:"" name:"rr" help:"Measure TCP request-response times to the echo of serve."`
