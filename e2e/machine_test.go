@@ -3,7 +3,11 @@
 package e2e
 
 import (
+	"net/netip"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/isthmus-net/isthmus/e2e/lab"
 )
@@ -17,4 +21,96 @@ func TestMachineVXLAN(t *testing.T) {
 		t.Run("reach-"+attach, func(t *testing.T) { reachability(t, s, attach, "10.32.0.0/16", "fd32::/64") })
 	}
 	t.Run("nothing-left", func(t *testing.T) { nothingLeft(t, s, before) })
+}
+
+// TestMachineLAN is what a kernel must have for the modes of a LAN: ipvlan in all
+// its modes and flags, VLANs, and networks without a parent. Who reaches whom is
+// what is written of the mode.
+func TestMachineLAN(t *testing.T) {
+	l := newLAN(t, 4*time.Second, 250*time.Millisecond)
+	before := snapshots(t, l.site)
+	for _, r := range ipvlanReach {
+		t.Run("ipvlan-"+strings.ReplaceAll(r.of, " ", "-"), func(t *testing.T) {
+			mode, flag, _ := strings.Cut(r.of, " ")
+			args := []string{"-o", "mode=ipvlan", "-o", "parent=eth0", "-o", "ipvlan_mode=" + mode, "-o", "ipvlan_flag=" + flag}
+			if mode == "l2" {
+				l.holds(t, r, args, "A", "B", "C")
+			} else {
+				l.routed(t, r, args)
+			}
+		})
+	}
+	t.Run("vlans", func(t *testing.T) { l.vlans(t) })
+	t.Run("isolated", func(t *testing.T) { l.isolated(t, "macvlan") })
+	t.Run("nothing-left", func(t *testing.T) { nothingLeft(t, l.site, before) })
+}
+
+// routed is holds of a network whose containers are routed by their hosts. The
+// hosts of the cluster know the way to all, the machine and the router are told.
+func (l *lan) routed(t *testing.T, r reach, args []string) {
+	network := "reach-" + strings.ReplaceAll(r.of, " ", "-")
+	l.createNetwork(t, network, append(args, "--subnet", routedSubnet))
+	boxes := l.boxes(t, network, "A", "B", "C")
+	defer l.drop(t, network, boxes, routedSubnet)
+	for _, b := range boxes {
+		for _, s := range []*lab.Station{l.machine, l.router} {
+			lab.Must(t)(s.Exec(t.Context(), "ip", "route", "replace", b.ip4, "via", b.host.IP().String()))
+		}
+	}
+	l.bySwitch(t, r, l.company(boxes))
+}
+
+// vlans: a network with a VLAN as its parent reaches machines in that VLAN, by
+// one tag and by two, and no other.
+func (l *lan) vlans(t *testing.T) {
+	mate := l.station(t, "mate")
+	stations := map[string]*lab.Station{"machine": l.machine, "outsider": l.router, "mate": mate}
+	for _, v := range []struct {
+		name, parent, elsewhere, subnet4, subnet6 string
+		reach                                     reach
+		args, boxes                               []string
+	}{
+		{"tag", "eth0.50", "eth0.60", "10.98.50.0/24", "fd98:50::/64",
+			macvlanReach[0], []string{"-o", "mode=macvlan"}, []string{"A", "B", "C"}},
+		{"two-tags", "eth0.50.7", "eth0.50", "10.98.57.0/24", "fd98:57::/64",
+			ipvlanReach[0], []string{"-o", "mode=ipvlan"}, []string{"A", "C"}},
+	} {
+		t.Run(v.name, func(t *testing.T) {
+			address := func(subnet string, n byte) string {
+				p := netip.MustParsePrefix(subnet)
+				b := p.Addr().AsSlice()
+				b[len(b)-1] = n
+				a, _ := netip.AddrFromSlice(b)
+				return a.String()
+			}
+			l.createNetwork(t, v.name, slices.Concat(v.args, []string{"-o", "parent=" + v.parent,
+				"--subnet", v.subnet4, "--gateway", address(v.subnet4, 90), "--ipv6", "--subnet", v.subnet6, "--gateway", address(v.subnet6, 90)}))
+			boxes := l.boxes(t, v.name, v.boxes...)
+			defer l.drop(t, v.name, boxes, v.subnet4, v.subnet6)
+			c := l.containers(boxes)
+			for i, name := range []string{"machine", "outsider", "mate"} {
+				g := guest{name: name, dev: v.parent, ip4: address(v.subnet4, byte(90+i)), ip6: address(v.subnet6, byte(90+i)), command: stations[name].Command}
+				if name != "machine" {
+					g.dev = v.elsewhere
+				}
+				g.tag(t, stations[name])
+				c.guests = append(c.guests, g)
+			}
+			c.holds(t, v.reach.straight)
+		})
+	}
+}
+
+// tag makes the guest's interface, of which each number is a VLAN, where it is
+// missing, with the guest's addresses.
+func (g guest) tag(t *testing.T, s *lab.Station) {
+	t.Helper()
+	script := []string{"ip link set eth0 up"}
+	parts := strings.Split(g.dev, ".")
+	for i := 1; i < len(parts); i++ {
+		below, dev := strings.Join(parts[:i], "."), strings.Join(parts[:i+1], ".")
+		script = append(script, "ip link show "+dev+" >/dev/null 2>&1 || ip link add link "+below+" name "+dev+" type vlan id "+parts[i], "ip link set "+dev+" up")
+	}
+	script = append(script, "ip address add "+g.ip4+"/24 dev "+g.dev, "ip address add "+g.ip6+"/64 dev "+g.dev+" nodad")
+	lab.Must(t)(s.Exec(t.Context(), "sh", "-ec", strings.Join(script, "\n")))
 }

@@ -153,12 +153,15 @@ func (l *Lab) Delay(host int, d time.Duration) error {
 	return nil
 }
 
-// AddLink gives a host one more interface in the LAN, up and without addresses.
-// It is gone when the host boots.
+// AddLink gives a host one more interface in the LAN, up and without addresses,
+// by which it does not tell of its others. It is gone when the host boots.
 func (l *Lab) AddLink(ctx context.Context, host int, dev string) error {
 	h := l.Host(host)
 	if err := l.connect(ctx, h.node, h.Name+"-"+dev, dev, ""); err != nil {
 		return fmt.Errorf("add link %s to %s: %w", dev, h.Name, err)
+	}
+	if err := h.setSysctl(ctx, "net.ipv4.conf."+dev+".arp_ignore", "1"); err != nil {
+		return err
 	}
 	return h.batch(ctx, "link set "+dev+" up")
 }
