@@ -396,6 +396,15 @@ func (l *lan) drop(t *testing.T, network string, boxes map[string]*box, subnets 
 		}
 		return nil
 	})
+	for _, h := range l.Hosts() {
+		eventually(t, 20*time.Second, func() error {
+			out, err := isthmus(t.Context(), h, "ipam")
+			if err == nil && slices.ContainsFunc(subnets, func(subnet string) bool { return strings.Contains(out, subnet) }) {
+				err = fmt.Errorf("%s still knows network %s:\n%s", h.Name, network, out)
+			}
+			return err
+		})
+	}
 }
 
 // holds makes a network with containers, and compares who reaches whom with what
