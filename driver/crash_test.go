@@ -89,6 +89,13 @@ func (f *fuse) Links(ctx context.Context) ([]kernel.Device, error) {
 	return f.Kernel.Links(ctx)
 }
 
+func (f *fuse) Lodgers(ctx context.Context) (map[int][]kernel.Child, error) {
+	if f.dead() {
+		return nil, errDead
+	}
+	return f.Kernel.Lodgers(ctx)
+}
+
 // docker is what Docker believes, and does whatever the plugin answers.
 type docker struct {
 	*host

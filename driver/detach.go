@@ -7,8 +7,8 @@ import (
 
 // SetDetached cuts this host's endpoints off from those of other hosts, for a
 // reason that people are told, with the remedy; "" lets them in again. While
-// they are cut off, their devices are down but stay, so that running containers
-// recover by themselves; others are told of no endpoint; and no container
+// they are cut off, their devices are down but stay, and those in a LAN are muted,
+// so that running containers recover by themselves; others are told of no endpoint; and no container
 // starts.
 func (d *Driver) SetDetached(reason string) {
 	d.mu.Lock()

@@ -34,10 +34,10 @@
 // that believe to have one address cannot both be reached there.
 //
 // A host that must not take part itself (SetDetached) keeps everything and takes
-// its VXLAN devices down: running containers are cut off, and recover without a
-// restart. One endpoint on an address that its host has no right to (lost.go) is
-// cut off by itself: a veth by its host end, a macvlan inside its sandbox, under
-// a mark by which it is found again.
+// its VXLAN devices down, and mutes its containers in LANs: running ones are cut
+// off, and recover without a restart. One endpoint on an address that its host has no right to (lost.go) is
+// cut off by itself: a veth by its host end, a macvlan or ipvlan inside its sandbox,
+// under a mark by which it is found again.
 //
 // State that was set back does not know all containers. What is found in a
 // sandbox on one of our devices is treated as an endpoint while it is there,
@@ -78,7 +78,10 @@
 //   - An ipvlan interface, and one in mode passthru, has the MAC of its parent. It
 //     is known by the name that it was handed over with, and a zero MAC says nothing.
 //   - A parent may die and return between two looks. That the interfaces on it
-//     are gone shows in Device.Children, not in the dump.
+//     are gone shows in its new Device.Index, not in the dump.
+//   - A look into all sandboxes costs a thread and a socket for each. What passes
+//     need of them is at most a minute old; who is about to change the mode of an
+//     ipvlan parent looks anew.
 //   - A source that is shut out is cut off, so that in mode source nothing is
 //     changed before the news have settled.
 //   - No link is removed before the sandboxes were looked into once.

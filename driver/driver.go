@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -123,7 +122,8 @@ type Driver struct {
 	strangers []Tenant        // of the newest look into the sandboxes
 	looked    bool            // there was a whole one
 	leaving   bool            // Reset: nothing is left alone
-	links     []kernel.Device // of this host, of the newest look at them
+	devices   []kernel.Device // of this host, of the newest look at them
+	lodgers   lodgers         // of the newest look for them
 }
 
 // Open reads the stored intent. Nothing is done before Run.
@@ -192,27 +192,8 @@ func (d *Driver) view() View {
 	return View{
 		Host: d.cfg.Host, VTEP: d.vtep, Port: d.cfg.Port, MTU: d.mtu,
 		Members: d.cfg.Heard.Members(), Streams: d.cfg.Heard.Streams(), Registry: d.cfg.Ledger.Registry(), Paths: maps.Clone(d.paths),
-		Detached: d.detached, Strangers: strangers, Links: d.links,
+		Detached: d.detached, Strangers: strangers, Links: d.devices,
 	}
-}
-
-// lookAtLinks refreshes what is known of this host's links, where a network in a
-// LAN needs it: one of intent, or one that only a container speaks for.
-func (d *Driver) lookAtLinks(ctx context.Context) error {
-	d.mu.Lock()
-	needed := slices.ContainsFunc(d.strangers, Tenant.lan)
-	d.mu.Unlock()
-	var links []kernel.Device
-	if needed || d.store.intent().lan() {
-		var err error
-		if links, err = d.cfg.Kernel.Links(ctx); err != nil {
-			return err
-		}
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.links = links
-	return nil
 }
 
 // SetUnderlay tells of a new own address or MTU of the underlay. An address of

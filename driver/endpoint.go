@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/docker/go-plugins-helpers/network"
 
@@ -291,7 +292,14 @@ func (d *Driver) hand(ctx context.Context, id string) error {
 		return err
 	}
 	defer d.loop.unlock()
-	in, v := d.store.intent().around(id), d.view()
+	in := d.store.intent().around(id)
+	if n := in.Networks[in.Endpoints[id].Network]; n.Def.Mode == "ipvlan" {
+		// A link of another mode than the parent's would change all that are there.
+		if err := d.lookAtLinks(ctx, time.Second); err != nil {
+			return err
+		}
+	}
+	v := d.view()
 	if n := in.Networks[in.Endpoints[id].Network]; n.Def.Submode != "source" {
 		v.Streams = nil // who else is there does not matter, and may be many
 	}

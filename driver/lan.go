@@ -54,7 +54,7 @@ func planLAN(s *segment, v View, d *Desired) {
 		}
 		d.State.Put(h.Link)
 		d.Devices[h.Link.Name] = s
-		d.attach(e, handover{Handover: h, blocked: blocked, lan: true, seen: g.houses(e)})
+		d.attach(e, handover{Handover: h, blocked: blocked, lan: true, seen: g.houses(e), on: g.Dev.Index})
 	}
 	if blocked == nil {
 		planShim(s, g, v, d)

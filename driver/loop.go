@@ -226,7 +226,7 @@ func (l *loop) pass(ctx context.Context) result {
 
 	d := l.d
 	l.lookAgain(ctx, time.Now())
-	if err := d.lookAtLinks(ctx); err != nil {
+	if err := d.lookAtLinks(ctx, d.pace.sandbox); err != nil {
 		r.err, r.general = err, err
 		return r
 	}

@@ -118,8 +118,11 @@ func (l *loop) mute(ctx context.Context, want Desired, r *result) {
 	}
 	maps.DeleteFunc(l.silent, func(who string, _ silence) bool { return !cut[who] })
 	for _, who := range d.mutedNow() {
+		if cut[who] {
+			continue
+		}
 		h, ok := want.rightful(who, d.cfg.Addresses)
-		if cut[who] || !ok {
+		if !ok {
 			continue
 		}
 		changed, err := d.cfg.Kernel.Unmute(ctx, h.Handover)

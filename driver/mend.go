@@ -23,16 +23,22 @@ import (
 // is no more means that the container is gone, and that Docker may have
 // forgotten to say so.
 type mender struct {
-	pending map[string]bool        // endpoints to look after, by id
-	unnamed map[string]time.Time   // joined endpoints not seen in the sandbox yet, since when
-	idle    map[string]time.Time   // endpoints without a container, since when
-	visited time.Time              // of the last look into all sandboxes
-	sighted bool                   // sandboxes can be seen from here at all
-	mended  map[string]kernel.Link // what endpoints in a LAN were last made like
+	pending map[string]bool      // endpoints to look after, by id
+	unnamed map[string]time.Time // joined endpoints not seen in the sandbox yet, since when
+	idle    map[string]time.Time // endpoints without a container, since when
+	visited time.Time            // of the last look into all sandboxes
+	sighted bool                 // sandboxes can be seen from here at all
+	mended  map[string]footing   // what interfaces were last found or made like
+}
+
+// footing is an interface and, in a LAN, the index of what it stands on.
+type footing struct {
+	kernel.Link
+	on int
 }
 
 func newMender() mender {
-	return mender{pending: map[string]bool{}, unnamed: map[string]time.Time{}, idle: map[string]time.Time{}, mended: map[string]kernel.Link{}}
+	return mender{pending: map[string]bool{}, unnamed: map[string]time.Time{}, idle: map[string]time.Time{}, mended: map[string]footing{}}
 }
 
 // waiting reports whether Docker is about to take an interface.
@@ -79,7 +85,7 @@ func (l *loop) mend(ctx context.Context, want Desired, a applied, r *result) map
 		}
 	}
 	maps.DeleteFunc(l.pending, func(id string, _ bool) bool { return !known[id] })
-	maps.DeleteFunc(l.mended, func(id string, _ kernel.Link) bool { return !known[id] })
+	maps.DeleteFunc(l.mended, func(id string, _ footing) bool { return !known[id] })
 	since(l.unnamed, unnamed, now)
 	l.forget(untaken, now)
 	return gone
@@ -90,8 +96,12 @@ func (l *loop) shaken(h handover, a applied) bool {
 	if a.made[h.Below()] {
 		return true
 	}
+	was := l.mended[h.Endpoint.ID]
 	if h.lan {
-		return !h.seen || l.mended[h.Endpoint.ID] != h.Link
+		return was != footing{h.Link, h.on}
+	}
+	if was.Down && !h.Link.Down { // it may be made again only now
+		return true
 	}
 	_, below := a.have[kernel.Link{Name: h.Below()}.Key()]
 	return !below
@@ -136,12 +146,8 @@ func (l *loop) remake(ctx context.Context, h handover, r *result) (gone bool) {
 		})
 		return false
 	}
-	if !h.Link.Down { // else it is not made before it may be up
-		delete(l.pending, h.Endpoint.ID)
-	}
-	if h.lan {
-		l.mended[h.Endpoint.ID] = h.Link
-	}
+	delete(l.pending, h.Endpoint.ID)
+	l.mended[h.Endpoint.ID] = footing{h.Link, h.on}
 	l.sighted = true
 	if made {
 		l.d.log.WithFields(logrus.Fields{"endpoint": short(h.Endpoint.ID), "interface": h.Name}).Info("made a container's interface again")

@@ -140,7 +140,7 @@ func (v View) alone(n Network) ground {
 	dummy := kernel.Link{Name: name, Kind: kernel.Dummy, MAC: deriveMAC(v.Host, name), MTU: cmp.Or(n.Def.MTU, 1500)}
 	g := ground{Link: name, Dev: kernel.Device{Name: name, Kind: kernel.Dummy, MTU: dummy.MTU, MAC: dummy.MAC, Up: true, Carrier: true, Ours: true}}
 	if dev, ok := v.device(name); ok {
-		g.Dev.Children = dev.Children
+		g.Dev.Children, g.Dev.Index = dev.Children, dev.Index
 	}
 	if n.Options.Attach != "veth" {
 		g.Alone = []kernel.Object{dummy}

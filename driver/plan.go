@@ -59,7 +59,8 @@ type handover struct {
 	kernel.Handover
 	Endpoint Endpoint
 	lan      bool   // it stands on a link that need not be ours
-	seen     bool   // of one in a LAN: it is in its sandbox
+	seen     bool   // of one in a LAN: it is in its sandbox, as of the newest look there
+	on       int    // of one in a LAN: the index of what it stands on
 	blocked  *fault // of one in a LAN: why it cannot be made now
 }
 

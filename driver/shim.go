@@ -112,7 +112,7 @@ func (d *Driver) accommodate(ctx context.Context, n Network) (Network, error) {
 	if !n.Options.HostAccess || len(n.HostAddrs) > 0 {
 		return n, nil
 	}
-	if err := d.lookAtLinks(ctx); err != nil { // its VLAN may be a moment old
+	if err := d.lookAtLinks(ctx, d.pace.sandbox); err != nil { // its VLAN may be a moment old
 		return n, err
 	}
 	var err error

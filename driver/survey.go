@@ -23,7 +23,7 @@ func (d *Driver) survey(ctx context.Context, n Network) (survey, error) {
 	in := d.store.intent()
 	s := survey{View: d.view(), held: in.held(), fresh: !in.uses(n.Pools), lacks: map[kernel.Kind]bool{}, hosts: d.cfg.Hosts != nil}
 	var err error
-	if s.Links, err = d.cfg.Kernel.Links(ctx); err != nil {
+	if s.Links, _, err = d.links(ctx, lodgers{}, 0); err != nil {
 		return s, err
 	}
 	for _, kind := range []kernel.Kind{stations[n.Options.Mode], kernel.VLAN} {

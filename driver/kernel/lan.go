@@ -54,6 +54,7 @@ func (a Addr) String() string { return fmt.Sprintf("addr %s dev %s", a.Prefix, a
 // wants to stand on it: ours, or anybody's.
 type Device struct {
 	Name       string
+	Index      int  // another one when it was made anew
 	Kind       Kind // as ip shows it; "device" for what is no software
 	MTU        int
 	MAC        cluster.MAC // zero: it is no Ethernet
@@ -70,7 +71,7 @@ type Device struct {
 	Promisc    bool   // somebody made it promiscuous
 	Driver     string // "virtio_net", "ena"; empty: unknown
 	Addrs      []netip.Prefix
-	Children   []Child // macvlan and ipvlan links that stand on it
+	Children   []Child // macvlan and ipvlan links that stand on it, see Kernel.Links
 }
 
 // Child is a macvlan or ipvlan link on a Device.

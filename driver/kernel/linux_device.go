@@ -16,8 +16,7 @@ import (
 	"github.com/isthmus-net/isthmus/cluster"
 )
 
-// Links implements Kernel. A sandbox that cannot be looked into, and a namespace
-// that is none of Docker's, hold no children as far as this can tell.
+// Links implements Kernel.
 func (k *Linux) Links(ctx context.Context) ([]Device, error) {
 	k.mu.Lock()
 	links, err := retry(ctx, k.h.LinkList)
@@ -49,14 +48,11 @@ func (k *Linux) Links(ctx context.Context) ([]Device, error) {
 			children[l.Attrs().ParentIndex] = append(children[l.Attrs().ParentIndex], c)
 		}
 	}
-	if err := k.sandboxed(ctx, children); err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
-	}
 	var out []Device
 	for _, l := range links {
 		a := l.Attrs()
 		d := Device{
-			Name: a.Name, Kind: kinds[a.Index], MTU: a.MTU, Loopback: a.RawFlags&unix.IFF_LOOPBACK != 0,
+			Name: a.Name, Index: a.Index, Kind: kinds[a.Index], MTU: a.MTU, Loopback: a.RawFlags&unix.IFF_LOOPBACK != 0,
 			Up: a.RawFlags&unix.IFF_UP != 0, Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0,
 			Master: names[a.MasterIndex], MasterKind: kinds[a.MasterIndex], Ours: ours(l, names),
 			Wireless: wireless[a.Index], Promisc: a.Promisc != 0, Driver: k.driverOf(a.Name),
@@ -72,9 +68,7 @@ func (k *Linux) Links(ctx context.Context) ([]Device, error) {
 			d.VID, d.Proto = uint16(v.VlanId), wordOf(vlanProtos, v.VlanProtocol)
 		}
 		slices.SortFunc(d.Addrs, netip.Prefix.Compare)
-		slices.SortStableFunc(d.Children, func(a, b Child) int {
-			return cmp.Or(cmp.Compare(a.Sandbox, b.Sandbox), cmp.Compare(a.Name, b.Name))
-		})
+		slices.SortFunc(d.Children, compareChildren)
 		out = append(out, d)
 	}
 	slices.SortFunc(out, func(a, b Device) int { return cmp.Compare(a.Name, b.Name) })
@@ -98,6 +92,23 @@ func childOf(l netlink.Link, sandbox string) (Child, bool) {
 		return c, false
 	}
 	return c, true
+}
+
+func compareChildren(a, b Child) int {
+	return cmp.Or(cmp.Compare(a.Sandbox, b.Sandbox), cmp.Compare(a.Name, b.Name))
+}
+
+// Lodgers implements Kernel. A namespace that is none of Docker's holds none, as
+// far as this can tell.
+func (k *Linux) Lodgers(ctx context.Context) (map[int][]Child, error) {
+	children := map[int][]Child{}
+	if err := k.sandboxed(ctx, children); err != nil {
+		return nil, fmt.Errorf("look for links of the host's in sandboxes: %w", err)
+	}
+	for _, list := range children {
+		slices.SortFunc(list, compareChildren)
+	}
+	return children, nil
 }
 
 // sandboxed adds the children that are in sandboxes to those of each parent.

@@ -201,9 +201,12 @@ type Kernel interface {
 	// cannot be looked into is left out, and an error names it.
 	Tenants(ctx context.Context, dirs ...string) ([]Tenant, error)
 	// Links describes all links of the host's namespace, whoever made them, sorted
-	// by name, with what stands on them there and in the sandboxes of Docker's usual
-	// directory. It changes nothing.
+	// by name, with what stands on them there. It changes nothing.
 	Links(ctx context.Context) ([]Device, error)
+	// Lodgers lists what stands on links of the host's namespace from inside the
+	// sandboxes of Docker's usual directory, by Device.Index, sorted. It visits all of
+	// them, and what cannot be looked into is left out. It changes nothing.
+	Lodgers(ctx context.Context) (map[int][]Child, error)
 	// Heed names the links of others that Watch shall signal as well, in place of
 	// those named before: parents, and what their VLANs stand on. They need not exist.
 	Heed(names ...string)

@@ -168,9 +168,14 @@ func (s *space) openAt(box *space) *kernel.Linux {
 	return k
 }
 
+// device is one link, with what stands on it there and in sandboxes.
 func device(t *testing.T, k *kernel.Linux, name string) kernel.Device {
 	t.Helper()
 	all, err := k.Links(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside, err := k.Lodgers(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +183,9 @@ func device(t *testing.T, k *kernel.Linux, name string) kernel.Device {
 	if i < 0 {
 		t.Fatalf("no link %s in %+v", name, all)
 	}
-	return all[i]
+	d := all[i]
+	d.Children = append(d.Children, inside[d.Index]...)
+	return d
 }
 
 func TestLinuxLinks(t *testing.T) {
@@ -194,7 +201,7 @@ func TestLinuxLinks(t *testing.T) {
 	eth0 := device(t, k, "eth0")
 	eth0.Driver, eth0.Addrs = strings.TrimSpace(eth0.Driver), slices.DeleteFunc(eth0.Addrs, func(p netip.Prefix) bool { return p.Addr().IsLinkLocalUnicast() })
 	if got, want := fmt.Sprintf("%+v", eth0), fmt.Sprintf("%+v", kernel.Device{
-		Name: "eth0", Kind: kernel.Veth, MTU: 1500, MAC: mac(1), Up: true, Carrier: true, Parent: "sw", Driver: "veth",
+		Name: "eth0", Index: eth0.Index, Kind: kernel.Veth, MTU: 1500, MAC: mac(1), Up: true, Carrier: true, Parent: "sw", Driver: "veth",
 		Addrs: []netip.Prefix{prefix("192.0.2.1/24"), prefix("fd00::5/64")},
 	}); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)

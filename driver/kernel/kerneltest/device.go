@@ -1,6 +1,7 @@
 package kerneltest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,6 +48,8 @@ func (f *Fake) RenameDevice(from, to string) {
 	delete(f.devices, from)
 	d.Name = to
 	f.devices[to] = d
+	f.indexes[to] = f.index(from)
+	delete(f.indexes, from)
 	for k, o := range f.state {
 		switch o := o.(type) {
 		case kernel.Link:
@@ -80,7 +83,8 @@ func (f *Fake) Links(ctx context.Context) ([]kernel.Device, error) {
 	}
 	all := map[string]kernel.Device{}
 	for name, d := range f.devices {
-		d.Addrs, d.Children = slices.Clone(d.Addrs), slices.Clone(d.Children)
+		d.Addrs = slices.Clone(d.Addrs)
+		d.Children = slices.DeleteFunc(slices.Clone(d.Children), func(c kernel.Child) bool { return c.Sandbox != "" })
 		all[name] = d
 	}
 	for _, k := range slices.SortedFunc(maps.Keys(f.state), kernel.CompareKeys) {
@@ -106,39 +110,77 @@ func (f *Fake) Links(ctx context.Context) ([]kernel.Device, error) {
 		slices.SortFunc(d.Addrs, netip.Prefix.Compare)
 		all[l.Name] = d
 	}
-	adopt := func(l kernel.Link, name, sandbox string) {
-		d, ok := all[l.Parent]
-		if !ok || l.Kind != kernel.Macvlan && l.Kind != kernel.IPvlan {
-			return
-		}
-		c := kernel.Child{Name: name, Kind: l.Kind, Mode: "bridge", Ours: true, Sandbox: sandbox}
-		if l.Kind == kernel.IPvlan {
-			c.Mode, c.Flag = "l2", "bridge"
-		}
-		if l.Mode != "" {
-			c.Mode = l.Mode
-		}
-		if l.Flag != "" {
-			c.Flag = l.Flag
-		}
-		d.Children = append(d.Children, c)
-		all[l.Parent] = d
-	}
 	for _, k := range slices.SortedFunc(maps.Keys(f.state), kernel.CompareKeys) {
-		if l, ok := f.state[k].(kernel.Link); ok {
-			adopt(l, l.Name, "")
+		l, ok := f.state[k].(kernel.Link)
+		if !ok {
+			continue
 		}
-	}
-	for _, path := range slices.Sorted(maps.Keys(f.sandboxes)) {
-		for _, name := range slices.Sorted(maps.Keys(f.sandboxes[path])) {
-			adopt(f.sandboxes[path][name].Link, name, path)
+		c, child := childOf(l, l.Name, "")
+		if d, ok := all[l.Parent]; ok && child {
+			d.Children = append(d.Children, c)
+			all[l.Parent] = d
 		}
 	}
 	var out []kernel.Device
 	for _, name := range slices.Sorted(maps.Keys(all)) {
-		out = append(out, all[name])
+		d := all[name]
+		d.Index = f.index(name)
+		out = append(out, d)
 	}
 	return out, nil
+}
+
+// Lodgers implements kernel.Kernel; all sandboxes are in Docker's directory.
+func (f *Fake) Lodgers(ctx context.Context) (map[int][]kernel.Child, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lodged++
+	if err := f.fails(ctx, "lodgers"); err != nil {
+		return nil, err
+	}
+	out := map[int][]kernel.Child{}
+	for _, name := range slices.Sorted(maps.Keys(f.devices)) {
+		for _, c := range f.devices[name].Children {
+			if c.Sandbox != "" {
+				out[f.index(name)] = append(out[f.index(name)], c)
+			}
+		}
+	}
+	for _, path := range slices.Sorted(maps.Keys(f.sandboxes)) {
+		for _, name := range slices.Sorted(maps.Keys(f.sandboxes[path])) {
+			l := f.sandboxes[path][name].Link
+			if c, ok := childOf(l, name, path); ok {
+				i := f.index(l.Parent)
+				out[i] = append(out[i], c)
+			}
+		}
+	}
+	return out, nil
+}
+
+// Lodged counts the calls of Lodgers.
+func (f *Fake) Lodged() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.lodged
+}
+
+// childOf describes a link as its parent sees it.
+func childOf(l kernel.Link, name, sandbox string) (kernel.Child, bool) {
+	c := kernel.Child{Name: name, Kind: l.Kind, Mode: cmp.Or(l.Mode, "bridge"), Ours: true, Sandbox: sandbox}
+	if l.Kind == kernel.IPvlan {
+		c.Mode, c.Flag = cmp.Or(l.Mode, "l2"), cmp.Or(l.Flag, "bridge")
+	}
+	return c, l.Kind == kernel.Macvlan || l.Kind == kernel.IPvlan
+}
+
+// index numbers a link, as long as it is there.
+func (f *Fake) index(name string) int {
+	if f.indexes[name] == 0 {
+		f.newest++
+		f.indexes[name] = f.newest
+	}
+	return f.indexes[name]
 }
 
 // Heed implements kernel.Kernel; Watch signals every change anyhow.

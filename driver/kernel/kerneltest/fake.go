@@ -29,6 +29,9 @@ type Fake struct {
 	underlay  kernel.Underlay
 	routes    []netip.Prefix
 	devices   map[string]kernel.Device // of others
+	indexes   map[string]int           // of links, by name
+	newest    int
+	lodged    int
 	heeded    []string
 	lacks     []kernel.Kind
 	watchers  map[chan<- struct{}]bool
@@ -58,6 +61,7 @@ func New() *Fake {
 		}},
 		state:     kernel.State{},
 		handed:    map[string]kernel.Handover{},
+		indexes:   map[string]int{},
 		sandboxes: map[string]map[string]*Inside{},
 		underlay:  kernel.Underlay{Name: "eth0", MTU: 1500, Addr: netip.MustParseAddr("192.0.2.1"), MAC: "02:00:00:00:00:01"},
 		watchers:  map[chan<- struct{}]bool{},
@@ -94,7 +98,7 @@ func (f *Fake) String() string {
 
 // Fail makes the next n calls whose text contains match fail with err. The
 // text of an operation is its Op.String; the others are "dump", "hand LINK",
-// "mend LINK", "mute LINK", "unmute LINK", "observe SANDBOX", "tenants", "links", "announce ADDRESS", "underlay
+// "mend LINK", "mute LINK", "unmute LINK", "observe SANDBOX", "tenants", "links", "lodgers", "announce ADDRESS", "underlay
 // ADDRESS" and "routes". n below zero: until Heal.
 func (f *Fake) Fail(n int, match string, err error) {
 	f.mu.Lock()

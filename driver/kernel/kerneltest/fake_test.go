@@ -200,10 +200,12 @@ sandbox /box eth0: link is-c type ipvlan link eth0.5 mode l2 bridge mtu 1500
 	}
 	links, err := f.Links(ctx)
 	must(t, err)
+	inside, err := f.Lodgers(ctx)
+	must(t, err)
 	var lines []string
 	for _, d := range links {
 		line := d.Name
-		for _, c := range d.Children {
+		for _, c := range append(d.Children, inside[d.Index]...) {
 			line += " " + string(c.Kind) + " " + c.Mode + " " + c.Sandbox + "/" + c.Name
 		}
 		lines = append(lines, line)

@@ -163,6 +163,7 @@ func (f *Fake) remove(k kernel.Key) {
 // died takes along what stood on a link: its entries, addresses and routes, the
 // links above it, wherever they are, and the other end of a veth pair.
 func (f *Fake) died(l kernel.Link) {
+	delete(f.indexes, l.Name)
 	for k, o := range f.state {
 		switch o := o.(type) {
 		case kernel.FDB, kernel.Neigh:
