@@ -145,7 +145,7 @@ var reasons = []string{
 	"is used by", "in use", "is held by", "belongs to", "is full", "no free address", "voters reachable", "not trusted", "set back",
 	"was removed from the cluster", "was copied from there", "cut off", "does not answer", "did not answer in time", "not ready", "is starting",
 	"given back", "connection refused", "EOF", "connection reset", "no such file", "not done within",
-	"is not known to this plugin", // whose disk was set back in the midst of a start
+	"is not known to this plugin", // whose state was set back, or reset, in the midst of a start
 	"empty body",                  // the engine asked again after the plugin was killed in the midst of a call
 }
 
