@@ -305,6 +305,7 @@ func (f *fakeLedger) count() int {
 type fakeAddresses struct {
 	mu        sync.Mutex
 	foreign   map[cluster.PoolKey]bool
+	spaces    []string // that are ours, beside the usual one
 	err       error
 	claims    []cluster.Claim
 	lost      map[cluster.PoolKey]map[netip.Addr]string
@@ -383,7 +384,9 @@ func (f *fakeAddresses) LeaseOf(p cluster.PoolKey, a netip.Addr) uint64 {
 	return 7
 }
 
-func (f *fakeAddresses) Holds(p cluster.PoolKey) bool { return p.Space == "" && !f.foreign[p] }
+func (f *fakeAddresses) Holds(p cluster.PoolKey) bool {
+	return (p.Space == "" || slices.Contains(f.spaces, p.Space)) && !f.foreign[p]
+}
 
 // fakeHosts gives the host the ninth address of a pool.
 type fakeHosts struct {

@@ -45,15 +45,7 @@ func planBlocks(s *segment, parent string, v View, d *Desired) {
 				away[l.Holder] = fmt.Sprintf("%s is in no subnet of parent %s", addrText(via), parent)
 				continue
 			}
-			route := kernel.FIB{Dst: l.Block, Via: via, Dev: dev}
-			if have, ok := d.State[route.Key()]; ok && have != kernel.Object(route) {
-				d.Problems = append(d.Problems, Problem{
-					Network: poolNames(s.Pools), Cause: fmt.Sprintf("another network of this host routes %s elsewhere", l.Block),
-					Remedy: "use one subnet in one l3 network only",
-				})
-				continue
-			}
-			d.State.Put(route)
+			d.route(s, kernel.FIB{Dst: l.Block, Via: via, Dev: dev})
 		}
 	}
 	for _, host := range slices.SortedFunc(maps.Keys(away), func(a, b cluster.HostID) int { return cmp.Compare(v.name(a), v.name(b)) }) {

@@ -390,3 +390,26 @@ func TestSources(t *testing.T) {
 // TestStrangerNobodyKnows: the VLAN device below a container stays, although
 // neither intent nor the cluster knows its network.
 // TestLANOf: where addresses of a pool can be probed for.
+
+// TestBlocksOfTheForgotten: what leads to a host that the cluster forgot goes,
+// although not all is heard yet; what leads to others stays.
+func TestBlocksOfTheForgotten(t *testing.T) {
+	h := startHost(t)
+	h.heard.say("host2", cluster.Record{Network: 1})
+	h.heard.say("host3", cluster.Record{Network: 1})
+	h.ok(h.create("n", []string{"10.9.0.0/16"}, "mode=ipvlan", "ipvlan_mode=l3", "parent=eth0"))
+	block := func(id uint64, holder string, prefix string) cluster.Lease {
+		return cluster.Lease{ID: id, Pool: pools("10.9.0.0/16")[0], Block: netip.MustParsePrefix(prefix), Holder: cluster.HostID(holder)}
+	}
+	h.ledger.lease(50, block(9, "host2", "10.9.0.64/26"), block(10, "host3", "10.9.0.128/26"))
+	h.awaitHas("fib 10.9.0.64/26")
+	h.awaitHas("fib 10.9.0.128/26")
+	h.stop()
+	h.heard.change(func() { h.heard.settled = false; clear(h.heard.streams) })
+	h.ledger.lease(51)
+	h.ledger.register(registered(2, 1, true))
+	h.start(hasty)
+	h.awaitNot("fib 10.9.0.64/26")
+	h.ok(h.Sync(anyContext, 0))
+	h.contains("fib 10.9.0.128/26")
+}

@@ -374,6 +374,8 @@ func (d *Desired) stale(have kernel.State) func(kernel.Object) bool {
 			return s != nil && s.ownMAC[o.MAC] != nil || d.Refused[o.Dst]
 		case kernel.Guard:
 			return d.Refused[o.Peer]
+		case kernel.FIB:
+			return d.Refused[o.Via]
 		}
 		return false
 	}

@@ -51,9 +51,21 @@ func planShim(s *segment, g ground, v View, d *Desired) {
 			if i < 0 || !e.Joined() || s.lost[e.ID] {
 				continue
 			}
-			d.State.Put(kernel.FIB{Dst: netip.PrefixFrom(p.Addr(), p.Addr().BitLen()), Dev: shim.Name, Src: own[i]})
+			d.route(s, kernel.FIB{Dst: netip.PrefixFrom(p.Addr(), p.Addr().BitLen()), Dev: shim.Name, Src: own[i]})
 		}
 	}
+}
+
+// route adds a route of the host, which has one table for all networks.
+func (d *Desired) route(s *segment, r kernel.FIB) {
+	if have, ok := d.State[r.Key()]; ok && have != kernel.Object(r) {
+		d.Problems = append(d.Problems, Problem{
+			Network: poolNames(s.Pools), Cause: fmt.Sprintf("another network of this host routes %s elsewhere", r.Dst),
+			Remedy: "use one subnet in one network only where the host routes",
+		})
+		return
+	}
+	d.State.Put(r)
 }
 
 // rightfulHost lists the host's own addresses, but those that it has no right to:

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/docker/go-plugins-helpers/network"
+
 	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/driver/kernel"
 )
@@ -107,4 +109,25 @@ func TestHostLosesItsAddress(t *testing.T) {
 	h.await("it is a problem", h.problem("address 10.1.0.9 of the host itself is cut off: this host has no lease of it any more"))
 	h.addresses.lose("", "", "")
 	h.await("all is as before", func() bool { return h.kernel.String() == before && len(h.Status().Problems) == 0 })
+}
+
+// TestHostReachesOneOfTwo: the host has one table of routes, and says so where two
+// networks need more.
+func TestHostReachesOneOfTwo(t *testing.T) {
+	h := startHost(t)
+	h.kernel.SetDevice(nic("eth1"))
+	in := func(id, space string) *network.CreateNetworkRequest {
+		r := request(id, []string{"10.1.0.0/16"}, "mode=macvlan", "parent=eth1", "host_access=on")
+		if space != "" {
+			r.Options[genericKey].(map[string]any)["space"] = space
+			h.addresses.spaces = append(h.addresses.spaces, space)
+		}
+		return r
+	}
+	h.ok(h.CreateNetwork(anyContext, in("a", "")))
+	h.ok(h.CreateNetwork(anyContext, in("b", "other")))
+	h.run("web", "a", "10.1.0.2/16")
+	h.run("db", "b", "10.1.0.2/16")
+	h.await("it is a problem", h.problem("another network of this host routes 10.1.0.2/32 elsewhere"))
+	h.contains("fib 10.1.0.2/32 dev " + shimDevice(pools("10.1.0.0/16")))
 }
