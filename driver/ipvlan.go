@@ -17,17 +17,23 @@ var ipvlan = Mode{Name: "ipvlan", Plan: planIPvlan, Overhead: none}
 
 func planIPvlan(s *segment, v View, d *Desired) {
 	planLAN(s, v, d)
-	if g := v.ground(s.Network); s.routed() && !s.Options.Internal && g.Dev.Up && len(g.Alone) == 0 && v.Detached == "" {
-		planBlocks(s, g.Link, v, d)
+	if g := v.ground(s.Network); s.routed() && !s.Options.Internal && (g.Dev.Up || g.Fault != nil) && len(g.Alone) == 0 && v.Detached == "" {
+		planBlocks(s, g, v, d)
 	}
 }
 
 // planBlocks routes what other hosts lease of the network's pools to them. The
 // kernel looks for a container's way on its parent, so that a host has to be in
-// the same LAN; what another router knows needs no route of ours.
-func planBlocks(s *segment, parent string, v View, d *Desired) {
+// the same LAN; what another router knows needs no route of ours. While the
+// parent is missing it may only be called otherwise: then what is on-link anywhere
+// counts.
+func planBlocks(s *segment, g ground, v View, d *Desired) {
 	if v.Registry == nil {
 		return
+	}
+	parent := g.Link
+	if g.Fault != nil {
+		parent = ""
 	}
 	away := map[cluster.HostID]string{} // why hosts are not in reach
 	for _, pool := range s.Pools {
@@ -40,6 +46,8 @@ func planBlocks(s *segment, parent string, v View, d *Desired) {
 			switch {
 			case via.IsValid() && via.Is4() != l.Block.Addr().Is4():
 				away[l.Holder] = fmt.Sprintf("%s is not of the family of %s", via, pool)
+				continue
+			case dev == "" && g.Fault != nil:
 				continue
 			case dev == "":
 				away[l.Holder] = fmt.Sprintf("%s is in no subnet of parent %s", addrText(via), parent)
@@ -77,20 +85,21 @@ func (v View) vtepOf(host cluster.HostID) netip.Addr {
 }
 
 // onLink names the link by which an address is reached without a router: the
-// preferred one, or that of this host's underlay; empty for none.
+// preferred one (any if that is empty), or that of this host's underlay; empty
+// for none.
 func (v View) onLink(a netip.Addr, preferred string) string {
 	found := ""
 	for _, dev := range v.Links {
 		near, underlay := false, false
 		for _, p := range dev.Addrs {
-			near = near || p.Contains(a)
+			near = near || dev.Up && p.Contains(a)
 			underlay = underlay || p.Addr() == v.VTEP
 		}
 		switch {
 		case !near:
 		case dev.Name == preferred:
 			return dev.Name
-		case underlay:
+		case underlay || preferred == "":
 			found = dev.Name
 		}
 	}

@@ -276,3 +276,21 @@ func TestLANOf(t *testing.T) {
 	h.kernel.RemoveDevice("eth1")
 	h.await("it is away", func() bool { _, ok := h.LAN(pools("10.1.0.0/16")[0]); return !ok })
 }
+
+// TestBlocksOfARenamedParent: the routes to other hosts' containers go on, too.
+func TestBlocksOfARenamedParent(t *testing.T) {
+	h := startHost(t)
+	h.heard.say("host2", cluster.Record{Network: 1})
+	h.ok(h.create("n", []string{"10.9.0.0/16"}, "mode=ipvlan", "ipvlan_mode=l3", "parent=eth0"))
+	h.ledger.lease(50, cluster.Lease{ID: 9, Pool: pools("10.9.0.0/16")[0], Block: netip.MustParsePrefix("10.9.0.64/26"), Holder: "host2"})
+	h.awaitHas("fib 10.9.0.64/26 via 192.0.2.2 dev eth0")
+	h.kernel.ResetLog()
+	h.kernel.RenameDevice("eth0", "lan0")
+	h.await("it is a problem", h.problem("parent eth0 does not exist on this host"))
+	h.ok(h.Sync(anyContext, 0))
+	h.contains("fib 10.9.0.64/26 via 192.0.2.2 dev lan0")
+	h.check(len(h.kernel.Log()) == 0, strings.Join(h.kernel.Log(), "\n"))
+	h.kernel.SetDevice(nic("lan0", func(d *kernel.Device) { d.Up = false }))
+	h.ok(h.Sync(anyContext, 0))
+	h.check(h.Status().Error == "", h.Status().Error)
+}
