@@ -156,8 +156,7 @@ func refills(ctx context.Context, samples int, plugin string) (err error) {
 		name string
 		took []float64
 	}{{"one at hand", hand}, {"a new block first, on the leader", leader}, {"a new block first, on another host", follower}} {
-		slices.Sort(row.took)
-		fmt.Fprintf(w, "%s\t%.1f\t%.1f\t%.1f\t%d\n", row.name, at(row.took, 0.5), at(row.took, 0.99), at(row.took, 1), len(row.took))
+		fmt.Fprintf(w, "%s\t%.1f\t%.1f\t%.1f\t%d\n", row.name, quantile(row.took, 0.5), quantile(row.took, 0.99), quantile(row.took, 1), len(row.took))
 	}
 	return w.Flush()
 }
@@ -212,9 +211,6 @@ func (c *caller) get(name string, into any) error {
 	defer res.Body.Close()
 	return json.NewDecoder(res.Body).Decode(into)
 }
-
-// at returns the value below which that part of sorted values is.
-func at(sorted []float64, part float64) float64 { return sorted[int(part*float64(len(sorted)-1))] }
 
 // awaitVoters waits until the host's plugin is in a cluster with that many voters, and
 // learns whether it leads.
