@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -35,10 +34,10 @@ func TestLinuxModes(t *testing.T) {
 				for _, to := range []station{all[(i+1)%len(all)], all[(i+len(all)-2)%len(all)]} {
 					apply(t, k, stateOf(from.link))
 					contains(t, s.sh("ip -d link show is-p1"), append(from.shows, "addrgenmode none", ",UP")...)
-					index := s.sh("cat /sys/class/net/is-p1/ifindex 2>/dev/null || ip -o link show is-p1 | cut -d: -f1")
+					index := device(t, k, "is-p1").Index
 					ops := apply(t, k, stateOf(to.link))
 					contains(t, s.sh("ip -d link show is-p1"), to.shows...)
-					inPlace := s.sh("cat /sys/class/net/is-p1/ifindex 2>/dev/null || ip -o link show is-p1 | cut -d: -f1") == index
+					inPlace := device(t, k, "is-p1").Index == index
 					if fixed := (from.link.Mode == "passthru") != (to.link.Mode == "passthru"); inPlace == fixed {
 						t.Errorf("from %s to %s in place: %t, by\n%s", from.link, to.link, inPlace, text(ops))
 					}
@@ -339,69 +338,27 @@ func TestLinuxHeed(t *testing.T) {
 	s.parent()
 	s.sh("ip link add br9 type bridge; ip link add other type veth peer name other1; ip link add eth8 type veth peer name eth9")
 	k := s.open()
-	ctx, cancel := context.WithCancel(context.Background())
-	changed, ended := make(chan struct{}, 1), make(chan error)
-	go func() { ended <- k.Watch(ctx, changed) }()
-	defer func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	}()
-	woken := func(within time.Duration) bool {
-		select {
-		case <-changed:
-			return true
-		case <-time.After(within):
-			return false
-		}
-	}
-	if !woken(5 * time.Second) {
-		t.Fatal("not signalled at the start")
-	}
-	settle := func() {
-		for woken(300 * time.Millisecond) {
-		}
-	}
+	w := watch(t, s, k)
 	k.Heed("eth0", "lan0", "eth0.50")
-	for _, c := range []struct {
-		command string
-		want    bool
-	}{
-		{"ip link set eth0 down", true},
-		{"ip link set eth0 up", true},
-		{"ip link set sw down", true}, // the carrier
-		{"ip link set sw up", true},
-		{"ip link set eth0 mtu 1400", true},
-		{"ip link set eth0 address 02:00:00:00:00:99", true},
-		{"ip link set eth0 master br9", true},
-		{"ip link set eth0 nomaster", true},
-		{"ip link set eth0 down; ip link set eth0 name away0", true},
-		{"ip link set away0 alias x", false},
-		{"ip link set away0 name lan0", true},
-		{"ip link add eth0 type bridge", true},
-		{"ip link del eth0", true},
-		{"ip link set other up; ip link set other1 up", false},
-		{"ip link set other master br9; ip link set other down; ip link set other name other2", false},
-		{"ip link add x0 type veth peer name x1; ip link del x0", false},
-		{"ip link del lan0", true},
-		{"ip link set eth8 up; ip addr add 192.0.2.3/24 dev eth8; ip link set eth9 up; ip route add 10.8.0.0/28 dev eth8 proto 105 metric 26995", true},
-		{"ip route del 10.8.0.0/28 proto 105", true},
-	} {
-		settle()
-		s.sh("%s", c.command)
-		within := 5 * time.Second
-		if !c.want {
-			within = 300 * time.Millisecond
-		}
-		if woken(within) != c.want {
-			t.Errorf("signalled by %s: %t", c.command, !c.want)
-		}
-	}
+	w.wakes("ip link set eth0 down")
+	w.wakes("ip link set eth0 up")
+	w.wakes("ip link set sw down") // the carrier
+	w.wakes("ip link set sw up")
+	w.wakes("ip link set eth0 mtu 1400")
+	w.wakes("ip link set eth0 address 02:00:00:00:00:99")
+	w.wakes("ip link set eth0 master br9")
+	w.wakes("ip link set eth0 nomaster")
+	w.wakes("ip link set eth0 down; ip link set eth0 name away0")
+	w.ignores("ip link set away0 alias x")
+	w.wakes("ip link set away0 name lan0")
+	w.wakes("ip link add eth0 type bridge")
+	w.wakes("ip link del eth0")
+	w.ignores("ip link set other up; ip link set other1 up; ip link set other down")
+	w.ignores("ip link set other master br9; ip link set other nomaster; ip link set other name other2; ip link set other2 name other")
+	w.ignores("ip link add x0 type veth peer name x1; ip link del x0")
+	w.wakes("ip link del lan0")
+	w.wakes("ip link set eth8 up; ip addr add 192.0.2.3/24 dev eth8; ip link set eth9 up; ip route add 10.8.0.0/28 dev eth8 proto 105 metric 26995")
+	w.wakes("ip route del 10.8.0.0/28 proto 105")
 	k.Heed()
-	settle()
-	s.sh("ip link add lan0 type bridge")
-	if woken(300 * time.Millisecond) {
-		t.Error("signalled by what it was told to heed no longer")
-	}
+	w.ignores("ip link add lan0 type bridge; ip link del lan0")
 }
