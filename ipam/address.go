@@ -51,7 +51,7 @@ func (i *IPAM) RequestAddress(ctx context.Context, req *docker.RequestAddressReq
 	answer := netip.PrefixFrom(asked, p.key.Prefix.Bits())
 	switch {
 	case req.Options[requestType] == gatewayType:
-		asked, err = i.gateway(ctx, p, asked)
+		asked, err = i.router(ctx, p, id, asked)
 		answer = netip.PrefixFrom(asked, p.key.Prefix.Bits())
 	case asked.IsValid() && creating && name == "":
 		err = i.reserve(ctx, p, asked)

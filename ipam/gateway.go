@@ -11,6 +11,17 @@ import (
 	"github.com/isthmus-net/isthmus/ipam/lease"
 )
 
+// router answers what Docker is to know as the gateway of a network. Where the
+// LAN's server names it, with each address, there is none to know yet unless
+// somebody said --gateway: but Docker needs an address, so it gets the one that
+// nothing has, that of the subnet itself. The network driver takes that for none.
+func (i *IPAM) router(ctx context.Context, p *pool, id poolID, asked netip.Addr) (netip.Addr, error) {
+	if _, ok := i.knownGateway(p); id.dhcp && !asked.IsValid() && !ok {
+		return p.key.Prefix.Masked().Addr(), nil
+	}
+	return i.gateway(ctx, p, asked)
+}
+
 // gateway returns the gateway of a pool: the same on all hosts, the one that
 // the first of them asked for. A known one is answered from the local copy.
 func (i *IPAM) gateway(ctx context.Context, p *pool, asked netip.Addr) (netip.Addr, error) {

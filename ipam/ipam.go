@@ -132,6 +132,7 @@ type pool struct {
 	rec         *record // nil: this host is not attached
 	dead        map[netip.Addr]dead
 	found       map[netip.Addr]bool // in a running container, before the cluster confirmed this run
+	wished      bool                // IPv6: dhcp=on was said with the newest request for it
 
 	leaving bool                 // being given up: not to be used from the local copy
 	left    uint64               // index at which the host was detached; older copies do not count

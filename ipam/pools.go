@@ -50,6 +50,9 @@ func (i *IPAM) RequestPool(ctx context.Context, req *docker.RequestPoolRequest) 
 	if err != nil {
 		return nil, err
 	}
+	i.mu.Lock()
+	i.pool(id.key).wished = ask.wished
+	i.mu.Unlock()
 	return &docker.RequestPoolResponse{PoolID: id.String(), Pool: id.key.Prefix.String(), Data: map[string]string{}}, nil
 }
 

@@ -69,6 +69,7 @@ type poolRequest struct {
 	v6          bool
 	bits        int
 	dhcp        bool // addresses come from the LAN's server
+	wished      bool // dhcp=on was said of an IPv6 pool, where it does nothing
 }
 
 var nameSyntax = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
@@ -88,7 +89,8 @@ func parsePoolRequest(req *docker.RequestPoolRequest) (poolRequest, error) {
 		case key == "network" && nameSyntax.MatchString(value):
 			r.name = value
 		case key == "dhcp" && (value == "on" || value == "off"):
-			r.dhcp = value == "on" && !r.v6 // Docker says it for the IPv6 subnet of the network too
+			r.dhcp = value == "on" && !r.v6
+			r.wished = value == "on" && r.v6 // Docker says it for the IPv6 subnet of the network too
 		case key == "dhcp":
 			return r, fmt.Errorf("--ipam-opt dhcp=%s: is on or off", value)
 		case key == "space" || key == "network":

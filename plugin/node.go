@@ -175,6 +175,7 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 		Ledger:    n.ledger,
 		Heard:     n.gossip,
 		Addresses: n.ipam,
+		Hosts:     n.ipam,
 		VTEP:      u.Addr,
 		MTU:       u.MTU,
 		Port:      cfg.VXLANPort,
