@@ -330,7 +330,7 @@ func (n *node) forget(ctx context.Context, req ForgetRequest) (ForgetReport, err
 	}
 	pools, err := n.driver.Forget(ctx, req.What)
 	if errors.Is(err, driver.ErrNoNetwork) {
-		pools = slices.DeleteFunc(n.ipam.Parked(), func(p cluster.PoolKey) bool { return p.String() != req.What && p.Prefix.String() != req.What })
+		pools = keptWith(n.ipam.Parked(), n.ledger.Registry(), func(p cluster.PoolKey) bool { return p.String() == req.What || p.Prefix.String() == req.What })
 		if len(pools) > 0 {
 			err = nil
 		}
@@ -343,4 +343,22 @@ func (n *node) forget(ctx context.Context, req ForgetRequest) (ForgetReport, err
 		errs = append(errs, n.ipam.Forget(ctx, p))
 	}
 	return ForgetReport{Pools: list(pools)}, errors.Join(errs...)
+}
+
+// keptWith lists the pools, of those that are kept for the return of a removed
+// network, that match, and the others of their networks.
+func keptWith(kept []cluster.PoolKey, r *cluster.Registry, match func(cluster.PoolKey) bool) []cluster.PoolKey {
+	found := slices.DeleteFunc(slices.Clone(kept), func(p cluster.PoolKey) bool { return !match(p) })
+	all := slices.Clone(found)
+	for _, net := range r.Networks {
+		if !slices.ContainsFunc(net.Pools, func(p cluster.PoolKey) bool { return slices.Contains(found, p) }) {
+			continue
+		}
+		for _, p := range net.Pools {
+			if slices.Contains(kept, p) {
+				all = append(all, p)
+			}
+		}
+	}
+	return cluster.PoolSet(all)
 }
