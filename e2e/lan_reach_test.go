@@ -218,12 +218,13 @@ func (c company) answered(by, from string) []hearing {
 }
 
 func (c company) cast(by, from string) []hearing {
-	_, isx := c.guest(by)
-	_, isy := c.guest(from)
+	x, isx := c.guest(by)
+	y, isy := c.guest(from)
 	var all []hearing
 	if isx && isy {
-		for _, kind := range []string{"broadcast", "multicast4", "multicast6"} {
-			all = append(all, hearing{by, from, kind})
+		all = append(all, hearing{by, from, "broadcast"}, hearing{by, from, "multicast4"})
+		if x.ip6 != "" && y.ip6 != "" {
+			all = append(all, hearing{by, from, "multicast6"})
 		}
 	}
 	return all
@@ -389,10 +390,8 @@ func (l *lan) drop(t *testing.T, network string, boxes map[string]*box, subnets 
 		if err := removeNetwork(h, network); err != nil {
 			return err
 		}
-		for _, subnet := range subnets {
-			if out, err := h.Exec(t.Context(), "isthmus", "networks", "forget", subnet); err != nil {
-				return fmt.Errorf("%w: %s", err, out)
-			}
+		if out, err := h.Exec(t.Context(), "isthmus", "networks", "forget", subnets[0]); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
 		}
 		return nil
 	})

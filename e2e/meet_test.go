@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -55,9 +56,9 @@ func (c company) meet(t *testing.T, must []hearing) map[hearing]bool {
 	defer cancel()
 	var mu sync.Mutex // guards heard and twice
 	heard, twice := map[hearing]bool{}, []hearing{}
-	talks := make([]*talk, len(c.guests))
+	talks, meeting := make([]*talk, len(c.guests)), rand.Text()
 	for i, g := range c.guests {
-		k, err := c.begin(ctx, g, func(h hearing, again bool) {
+		k, err := c.begin(ctx, g, meeting, func(h hearing, again bool) {
 			mu.Lock()
 			defer mu.Unlock()
 			if heard[h] = true; again {
@@ -102,8 +103,8 @@ func (c company) meet(t *testing.T, must []hearing) map[hearing]bool {
 }
 
 // begin lets a guest talk, until its input is closed.
-func (c company) begin(ctx context.Context, g guest, tell func(h hearing, again bool)) (*talk, error) {
-	args := []string{"box", "meet", g.name, "--iface", g.dev, "--interval", c.pace.String()}
+func (c company) begin(ctx context.Context, g guest, meeting string, tell func(h hearing, again bool)) (*talk, error) {
+	args := []string{"box", "meet", g.name, "--meeting", meeting, "--iface", g.dev, "--interval", c.pace.String()}
 	for _, other := range c.guests {
 		if other.name == g.name {
 			continue

@@ -21,6 +21,7 @@ import (
 type meetCmd struct {
 	Name     string        `arg:"" help:"What the others call this one."`
 	Addrs    []string      `arg:"" optional:"" help:"Whom to ask."`
+	Meeting  string        `help:"What tells it from earlier ones, of which words may still be on the way." default:"meet"`
 	Iface    string        `help:"Interface to meet on." default:"eth0"`
 	Interval time.Duration `help:"Time between two rounds." default:"100ms"`
 }
@@ -45,19 +46,19 @@ type heard struct {
 
 // word is one datagram: who said what as the how many.
 type word struct {
-	from, kind, number string
+	meeting, from, kind, number string
 }
 
 func (w word) bytes() []byte {
-	return []byte(strings.Join([]string{"meet", w.from, w.kind, w.number}, " "))
+	return []byte(strings.Join([]string{w.meeting, w.from, w.kind, w.number}, " "))
 }
 
 func parseWord(b []byte) (word, bool) {
 	f := strings.Fields(string(b))
-	if len(f) != 4 || f[0] != "meet" {
+	if len(f) != 4 {
 		return word{}, false
 	}
-	return word{from: f[1], kind: f[2], number: f[3]}, true
+	return word{meeting: f[0], from: f[1], kind: f[2], number: f[3]}, true
 }
 
 // Run asks every address, and says something to the multicast groups and to the
@@ -116,7 +117,7 @@ func (m *meetCmd) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			for _, a := range addrs {
-				w, c := word{from: m.Name, kind: kindTo(a), number: fmt.Sprint(round)}, v6
+				w, c := word{meeting: m.Meeting, from: m.Name, kind: kindTo(a), number: fmt.Sprint(round)}, v6
 				if a.Is4() {
 					c = v4
 				}
@@ -181,14 +182,14 @@ func (m *meetCmd) hear(ctx context.Context, c net.PacketConn, family string, wor
 			return
 		}
 		w, ok := parseWord(b[:n])
-		if err != nil || !ok {
+		if err != nil || !ok || w.meeting != m.Meeting {
 			continue
 		}
 		if w.from == m.Name { // it came back, as a switch that reflects frames has it
 			continue
 		}
 		if w.kind == "question" {
-			c.WriteTo(word{from: m.Name, kind: "answer", number: w.number}.bytes(), from)
+			c.WriteTo(word{meeting: m.Meeting, from: m.Name, kind: "answer", number: w.number}.bytes(), from)
 		}
 		if w.kind != "broadcast" {
 			w.kind += family
