@@ -81,7 +81,11 @@ func (d *Driver) createNetwork(ctx context.Context, n Network) error {
 		asked.VLAN = site.vlan(site.ground(n))
 		check = site.check
 	}
-	if err := check(n, d.expected(n, asked), ""); err != nil {
+	expected := d.expected(n, asked)
+	if err := check(n, expected, ""); err != nil {
+		return err
+	}
+	if err := d.servable(n, expected); err != nil {
 		return err
 	}
 	done := d.agree.create(n.Pools)
@@ -202,7 +206,9 @@ func (d *Driver) parseNetwork(r *network.CreateNetworkRequest) (Network, error) 
 			if err != nil {
 				return n, fmt.Errorf("parse gateway: %w", err)
 			}
-			n.Gateways = append(n.Gateways, gateway)
+			if gateway != prefix.Masked().Addr() { // that of the subnet itself: none
+				n.Gateways = append(n.Gateways, gateway)
+			}
 		}
 	}
 	if len(n.Pools) == 0 {

@@ -72,7 +72,7 @@ type HostAddresses interface {
 	ReleaseHostAddress(ctx context.Context, pool cluster.PoolKey, addr netip.Addr) error
 }
 
-// Config is what a Driver needs. All fields but Hosts, Name and MTU are
+// Config is what a Driver needs. All fields but Hosts, DHCP, Name and MTU are
 // required.
 type Config struct {
 	DB        *bbolt.DB
@@ -82,6 +82,7 @@ type Config struct {
 	Heard     Heard
 	Addresses Addresses
 	Hosts     HostAddresses // nil: host_access=on is refused
+	DHCP      DHCP          // nil: no pool has its addresses from a LAN's server
 	VTEP      netip.Addr    // this host's address on the underlay
 	MTU       int           // of the underlay link, in bytes; 0: as Heard says of this host
 	Port      uint16        // UDP port of VXLAN

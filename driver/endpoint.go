@@ -51,6 +51,7 @@ func (d *Driver) CreateEndpoint(ctx context.Context, r *network.CreateEndpointRe
 			e = old
 			return nil
 		}
+		e = d.offered(n, e, given)
 		if err := d.admit(in, n, e); err != nil {
 			return err
 		}

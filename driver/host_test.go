@@ -36,6 +36,7 @@ type host struct {
 	heard     *fakeHeard
 	addresses *fakeAddresses
 	hosts     *fakeHosts
+	dhcp      DHCP // nil: none
 
 	*Driver
 	db   *bbolt.DB
@@ -77,7 +78,7 @@ func (h *host) start(p pace) {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	d, err := Open(Config{
-		DB: db, Host: "host1", Kernel: h.door, Ledger: h.ledger, Heard: h.heard, Addresses: h.addresses, Hosts: h.hosts,
+		DB: db, Host: "host1", Kernel: h.door, Ledger: h.ledger, Heard: h.heard, Addresses: h.addresses, Hosts: h.hosts, DHCP: h.dhcp,
 		VTEP: netip.MustParseAddr("192.0.2.1"), MTU: 1500, Port: 8475, Log: log,
 	})
 	if err != nil {

@@ -43,7 +43,7 @@ func planLAN(s *segment, v View, d *Desired) {
 	for _, e := range s.endpoints {
 		h := kernel.Handover{
 			Link: kernel.Link{
-				Name: e.link(), Kind: kin.kind, Standing: kernel.HandedOver, Parent: g.Link, MAC: e.MAC, MTU: s.MTU,
+				Name: e.link(), Kind: kin.kind, Standing: kernel.HandedOver, Parent: g.Link, MAC: e.MAC, MTU: s.fit(e),
 				Mode: kin.mode, Flag: kin.flag, BCQueue: s.Options.BCQueue,
 				Down: s.lost[e.ID] || v.Detached != "" && len(g.Alone) == 0,
 			},
@@ -86,9 +86,15 @@ func (n Network) routes(e Endpoint) []kernel.Route {
 		if p.Addr().Is6() {
 			any = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 		}
-		if via := n.gateway(p.Addr()); n.routed() && !n.Options.Internal {
+		via := n.gateway(p.Addr())
+		if !via.IsValid() && e.Router.IsValid() && p.Contains(e.Router) {
+			via = e.Router
+		}
+		switch {
+		case n.Options.Internal:
+		case n.routed():
 			out = append(out, kernel.Route{Dst: any})
-		} else if via.IsValid() {
+		case via.IsValid():
 			out = append(out, kernel.Route{Dst: any, Via: via})
 		}
 	}

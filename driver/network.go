@@ -47,6 +47,8 @@ type Endpoint struct {
 	Ifname  string       `json:"ifname,omitempty"`  // beginning of the name inside, where asked for
 	Sandbox string       `json:"sandbox,omitempty"` // empty while not joined
 	Inside  string       `json:"inside,omitempty"`  // its name in the sandbox, once seen there
+	Router  netip.Addr   `json:"router,omitzero"`   // of the LAN's DHCP server: the default route, where the network has none
+	MTU     int          `json:"mtu,omitempty"`     // of the LAN's DHCP server: the network's is not exceeded
 	Gone    bool         `json:"gone,omitempty"`    // it was seen in a sandbox that is no more
 
 	found bool // it is not stored, but was found in a sandbox: see Tenant

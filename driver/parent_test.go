@@ -269,8 +269,8 @@ func TestLANOf(t *testing.T) {
 	h.ok(h.create("tunnel", []string{"10.4.0.0/16"}))
 	h.await("the VLAN is seen", func() bool { _, ok := h.LAN(pools("10.1.0.0/16")[0]); return ok })
 	for pool, want := range map[string]string{"10.1.0.0/16": "eth1.50", "fd01::/64": "eth1.50", "10.2.0.0/16": "", "10.3.0.0/16": "", "10.4.0.0/16": "", "10.5.0.0/16": ""} {
-		if got, ok := h.LAN(pools(pool)[0]); got != want || ok != (want != "") {
-			t.Errorf("LAN of %s is %q, want %q", pool, got, want)
+		if got, ok := h.LAN(pools(pool)[0]); got.Link != want || ok != (want != "") {
+			t.Errorf("LAN of %s is %+v, want %q", pool, got, want)
 		}
 	}
 	h.kernel.RemoveDevice("eth1")

@@ -76,10 +76,10 @@ func TestHostAccessIsGivenBackAnyhow(t *testing.T) {
 // in a VLAN that was made for the network too; and the host gets it after a crash.
 func TestHostAccessIsProbed(t *testing.T) {
 	h := startHost(t)
-	var lan string
+	var lan LAN
 	h.hosts.ask = func(p cluster.PoolKey) { lan, _ = h.LAN(p) }
 	h.lan("mode=macvlan", "parent=eth1.50", "host_access=on")
-	h.check(lan == "eth1.50", "asked in the LAN of "+lan)
+	h.check(lan.Link == "eth1.50", "asked in the LAN of "+lan.Link)
 	h.stop()
 	h.edit(func(in *Intent) {
 		n := in.Networks["lan"]

@@ -129,6 +129,9 @@ func (d *Driver) Networks() []NetworkStatus {
 			if kin.flag != "" && kin.flag != "bridge" {
 				n.Attach += "," + kin.flag
 			}
+			if len(s.Gateways) == 0 && n.Gateway == "docker" && d.served(s.Pools) {
+				n.Gateway = "dhcp"
+			}
 			n.Parent, n.VLAN, n.Host = s.Options.Parent, s.Def.VLAN, s.HostAddrs
 		}
 		hosts := map[string]bool{v.name(v.Host): true}

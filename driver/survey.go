@@ -110,19 +110,26 @@ func mismatch(n Network, asked cluster.Definition, creator string) error {
 	return nil
 }
 
-// LAN names the link of this host by which the LAN of a pool's network is
+// LAN is a link of this host that leads to a network's LAN.
+type LAN struct {
+	Link   string
+	MAC    cluster.MAC // its own
+	Shared bool        // the containers have that MAC, and none of their own
+}
+
+// LAN returns the link of this host by which the LAN of a pool's network is
 // reached: where its addresses can be probed for, and its DHCP server asked.
 // There is none for networks without a LAN, or whose containers send no frames,
 // nor while the link is away.
-func (d *Driver) LAN(pool cluster.PoolKey) (link string, ok bool) {
+func (d *Driver) LAN(pool cluster.PoolKey) (LAN, bool) {
 	v := d.view()
 	for _, h := range d.store.intent().held() {
 		if !slices.Contains(h.Pools, pool) || h.fenced() || h.routed() || h.Options.Parent == "" {
 			continue
 		}
 		if dev, ok := v.device(h.Options.Parent); ok && dev.Up {
-			return dev.Name, true
+			return LAN{dev.Name, dev.MAC, h.anonymous()}, true
 		}
 	}
-	return "", false
+	return LAN{}, false
 }

@@ -46,7 +46,7 @@ func TestLinuxDownAndUp(t *testing.T) {
 			v := a.want[kernel.Link{Name: "is-v1"}.Key()].(kernel.Link)
 			v.Down = true
 			down.Put(v)
-			for range 2 {
+			for range spared(2, 1) {
 				apply(t, a.k, down)
 				contains(t, a.sh("ip link show is-v1"), "state DOWN")
 				silence(t, a.box, containerB...)
@@ -82,8 +82,9 @@ func TestLinuxDownAndUp(t *testing.T) {
 // host; all others do.
 func TestLinuxDropStrangers(t *testing.T) {
 	t.Parallel()
-	for _, underlay := range []string{"192.0.2.", "fd99::"} {
-		for _, kind := range []kernel.Kind{kernel.Macvlan, kernel.Veth} {
+	for i, underlay := range []string{"192.0.2.", "fd99::"} {
+		kinds := []kernel.Kind{kernel.Macvlan, kernel.Veth}
+		for _, kind := range spared(kinds, kinds[i:i+1]) {
 			t.Run(string(kind)+" "+underlay, func(t *testing.T) {
 				a, b := newNodes(t, kind, underlay)
 				mustReach(t, a.box, containerB...)
@@ -106,7 +107,7 @@ func TestLinuxDropStrangers(t *testing.T) {
 					}
 				}
 				stranger.Put(other)
-				for range 2 {
+				for range spared(2, 1) {
 					apply(t, b.k, stranger)
 					silence(t, a.box, containerB...)
 					if dropped() == 0 {

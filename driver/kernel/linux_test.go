@@ -358,10 +358,11 @@ func TestLinuxScale(t *testing.T) {
 	s := newSpace(t)
 	k := s.open()
 	want := stateOf()
-	for d := range 100 {
+	many := spared(100, 30)
+	for d := range many {
 		v := kernel.Link{Name: fmt.Sprint("is-v", d), Kind: kernel.VXLAN, MAC: cluster.MAC{2, 1, 0, 0, 0, byte(d)}, MTU: 1450, VNI: uint32(d + 1), Local: addr("192.0.2.1"), Port: 8475, Proxy: true}
 		want.Put(v, kernel.Guard{Dev: v.Name, Rule: kernel.DropInput})
-		for i := range 100 {
+		for i := range many {
 			m := cluster.MAC{2, 2, 0, 0, byte(d), byte(i)}
 			want.Put(kernel.FDB{Dev: v.Name, MAC: m, Dst: netip.AddrFrom4([4]byte{192, 0, 2, byte(2 + i%200)})},
 				kernel.Neigh{Dev: v.Name, IP: netip.AddrFrom4([4]byte{10, 0, byte(d), byte(i)}), MAC: m},
@@ -370,7 +371,7 @@ func TestLinuxScale(t *testing.T) {
 	}
 	start := time.Now()
 	apply(t, k, want)
-	t.Logf("100 devices with 30,000 entries made and dumped twice in %v", time.Since(start))
+	t.Logf("%d devices with %d entries made and dumped twice in %v", many, 3*many*many, time.Since(start))
 	start = time.Now()
 	have := mustDump(t, k)
 	took := time.Since(start)

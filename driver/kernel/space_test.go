@@ -19,6 +19,15 @@ import (
 	"github.com/isthmus-net/isthmus/driver/kernel"
 )
 
+// spared is the smaller of two sizes where time is short (go test -short), as on
+// a machine that is emulated: the host's own kernel is shown the full one.
+func spared[T any](full, small T) T {
+	if testing.Short() {
+		return small
+	}
+	return full
+}
+
 // space is a network namespace that ends with the test.
 type space struct {
 	t    *testing.T
