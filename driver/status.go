@@ -317,7 +317,8 @@ func (d *Driver) Forget(ctx context.Context, what string) ([]cluster.PoolKey, er
 // Reset drops all intent and clears the kernel, of interfaces that Docker gave
 // back or never took too. Containers on the networks lose them.
 func (d *Driver) Reset(ctx context.Context) error {
-	for _, n := range d.store.intent().Networks {
+	networks := d.store.intent().Networks
+	for _, n := range networks {
 		if err := d.dropNetwork(n); err != nil {
 			return fmt.Errorf("reset: %w", err)
 		}
@@ -330,6 +331,9 @@ func (d *Driver) Reset(ctx context.Context) error {
 	d.mu.Unlock()
 	if err := d.Sync(ctx, 0); err != nil {
 		return fmt.Errorf("reset: %w", err)
+	}
+	for _, n := range networks {
+		d.releaseHost(ctx, n.Pools, n.HostAddrs)
 	}
 	return nil
 }

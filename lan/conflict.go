@@ -3,6 +3,7 @@ package lan
 import (
 	"cmp"
 	"context"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"time"
@@ -10,8 +11,15 @@ import (
 	"github.com/isthmus-net/isthmus/cluster"
 )
 
-// recheck is how often conflicting addresses are looked for again.
-const recheck = time.Minute
+// recheck is how often conflicting addresses are looked for again, give or take
+// a part of it: two hosts that ask for one address at the same time take each
+// other for its holder, and must not do so for ever.
+const (
+	recheck = time.Minute
+	stagger = 10 * time.Second
+)
+
+func untilRecheck() time.Duration { return recheck - stagger + rand.N(2*stagger) }
 
 // Conflict is an address that something on the LAN of an interface answered
 // for, and that no later probe found gone.
@@ -84,16 +92,17 @@ func (p *Prober) remember(ifname string, ips []netip.Addr, held map[netip.Addr]c
 	}
 }
 
-// Run probes the conflicting addresses again every minute, and forgets those
+// Run probes the conflicting addresses again about every minute, and forgets those
 // that nobody answers for. It returns when ctx ends.
 func (p *Prober) Run(ctx context.Context) error {
-	tick := time.NewTicker(recheck)
-	defer tick.Stop()
+	timer := time.NewTimer(untilRecheck())
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-timer.C:
+			timer.Reset(untilRecheck())
 		}
 		by := map[string][]netip.Addr{}
 		var order []string

@@ -126,7 +126,10 @@ type ipamCommand struct{}
 
 func (ipamCommand) Run(ctx context.Context, c *console) error {
 	return report(ctx, c, "ipam", renderPools, func(ps []PoolReport) bool {
-		return !anyOf(ps, func(p PoolReport) bool { return p.Problem != "" || len(p.Alarms) > 0 })
+		return !anyOf(ps, func(p PoolReport) bool {
+			lost := anyOf(p.DHCP, func(l LeaseReport) bool { return l.Lost || l.Problem != "" })
+			return p.Problem != "" || len(p.Alarms)+len(p.Conflicts) > 0 || lost
+		})
 	})
 }
 

@@ -96,6 +96,7 @@ func (n *node) leave(ctx context.Context, _ struct{}) (LeaveReport, error) {
 	case len(names) > 0:
 		return LeaveReport{}, fmt.Errorf("leave: this host holds the networks %s: remove them first with docker network rm, or isthmus networks forget", strings.Join(names, ", "))
 	}
+	n.leases.farewell(ctx, n.log)
 	if err := n.ipam.Leave(ctx); err != nil {
 		return LeaveReport{}, fmt.Errorf("leave: %w", err)
 	}

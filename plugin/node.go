@@ -22,6 +22,8 @@ import (
 	"github.com/isthmus-net/isthmus/driver/kernel"
 	"github.com/isthmus-net/isthmus/gossip"
 	"github.com/isthmus-net/isthmus/ipam"
+	"github.com/isthmus-net/isthmus/lan"
+	"github.com/isthmus-net/isthmus/lan/dhcp"
 	"github.com/isthmus-net/isthmus/ledger"
 	"github.com/isthmus-net/isthmus/transport"
 )
@@ -48,6 +50,8 @@ type node struct {
 	ipam      *ipam.IPAM
 	driver    *driver.Driver
 	avoid     *avoided
+	strangers *neighbours
+	leases    lessee
 
 	end     chan error // why to end
 	judging sync.Mutex // of trust, see judge
@@ -57,9 +61,18 @@ type node struct {
 	belowError error // of the newest look
 }
 
+// doors lead from this process to the host's links. All but the kernel may be
+// nil: sockets in the host's network namespace.
+type doors struct {
+	kernel kernel.Kernel
+	probe  func(ifname string, groups ...cluster.MAC) (lan.Wire, error)
+	dhcp   dhcp.Speaker
+}
+
 // openNode opens all parts over the state in cfg.State. None of them waits for
 // another host: what is on disk serves at once.
-func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLogger) (n *node, err error) {
+func openNode(cfg Config, to doors, u kernel.Underlay, log logrus.FieldLogger) (n *node, err error) {
+	k := to.kernel
 	n = &node{cfg: cfg, kernel: k, log: log, below: u, end: make(chan error, 1)}
 	defer func() {
 		if err != nil {
@@ -150,6 +163,22 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 	n.avoid = &avoided{
 		own: k.Routes, members: n.gossip.Members, ask: askRoutes(n.transport), self: n.id, bound: routesBound, log: part("ipam"),
 	}
+	// Both ask the driver, which needs the ipam to be opened.
+	at := func(p cluster.PoolKey) (driver.LAN, bool) { return n.driver.LAN(p) }
+	n.strangers = &neighbours{
+		prober: lan.New(lan.Config{Open: to.probe, Log: part("lan")}), lan: at, asked: map[cluster.PoolKey]string{},
+		ours: func(p cluster.PoolKey, a netip.Addr) bool { return n.driver.Live(p, a) },
+		who:  func(p cluster.PoolKey, a netip.Addr) string { return n.driver.WhoHolds(p, a) },
+		log:  part("lan"),
+	}
+	keeper, err := dhcp.NewKeeper(dhcp.Config{Store: dhcp.Bolt{DB: n.db}, Client: to.dhcp, Probe: n.strangers.holder, Log: part("dhcp")})
+	if err != nil {
+		return n, err
+	}
+	n.leases = lessee{
+		Keeper: keeper, host: n.id, name: cfg.Name, lan: at,
+		asks: func(p cluster.PoolKey) bool { return n.ipam.ByDHCP(p) },
+	}
 	n.ipam, err = ipam.Open(ipam.Config{
 		DB:     n.db,
 		Host:   n.id,
@@ -163,6 +192,9 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 		Networked: func(p cluster.PoolKey) bool { return n.driver.Networked(p) },
 		Live:      func(p cluster.PoolKey, a netip.Addr) bool { return n.driver.Live(p, a) },
 		WhoHolds:  func(p cluster.PoolKey, a netip.Addr) string { return n.driver.WhoHolds(p, a) },
+		Probe:     n.strangers.taken,
+		Conflicts: n.strangers.conflicts,
+		DHCP:      n.leases,
 		Log:       part("ipam"),
 	})
 	if err != nil {
@@ -176,6 +208,7 @@ func openNode(cfg Config, k kernel.Kernel, u kernel.Underlay, log logrus.FieldLo
 		Heard:     n.gossip,
 		Addresses: n.ipam,
 		Hosts:     n.ipam,
+		DHCP:      n.leases,
 		VTEP:      u.Addr,
 		MTU:       u.MTU,
 		Port:      cfg.VXLANPort,
@@ -230,6 +263,8 @@ func (n *node) Run(ctx context.Context) error {
 		"sweeper":   n.sweep,
 		"addresses": n.feedAddresses,
 		"trust":     n.watchTrust,
+		"strangers": n.strangers.prober.Run,
+		"leases":    n.leases.Run,
 		"end": func(ctx context.Context) error {
 			select {
 			case err := <-n.end:

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -125,16 +126,36 @@ func renderNetworks(w io.Writer, networks []driver.NetworkStatus) {
 	var rows [][]string
 	for _, n := range networks {
 		rows = append(rows, []string{
-			poolsText(n.Pools), n.Mode, fmt.Sprint(n.VNI), n.Attach, fmt.Sprint(n.MTU), n.Gateway,
+			poolsText(n.Pools), n.Mode, onText(n), n.Attach, fmt.Sprint(n.MTU), n.Gateway,
 			strings.Join(n.Hosts, ","), fmt.Sprintf("%d+%d", n.Local, n.Remote), dockerText(n.Docker),
 		})
 	}
-	table(w, "No network.", "NETWORK MODE VNI ATTACH MTU GATEWAY HOSTS HERE+ELSEWHERE DOCKER", rows)
+	table(w, "No network.", "NETWORK MODE ON ATTACH MTU GATEWAY HOSTS HERE+ELSEWHERE DOCKER", rows)
 }
 
-// renderNetworksWith adds what is wrong with them.
+// onText says what a network stands on here: its VNI, or the parent and the VLAN
+// in which that one leads, as far as its name does not say it.
+func onText(n driver.NetworkStatus) string {
+	switch {
+	case n.VNI != 0:
+		return fmt.Sprintf("VNI %d", n.VNI)
+	case n.VLAN != "" && !strings.HasSuffix(n.Parent, "."+n.VLAN):
+		return fmt.Sprintf("%s, VLAN %s", n.Parent, n.VLAN)
+	case n.Parent == "":
+		return "this host"
+	}
+	return n.Parent
+}
+
+// renderNetworksWith adds the addresses of this host in them, and what is wrong
+// with them.
 func renderNetworksWith(w io.Writer, networks []driver.NetworkStatus) {
 	renderNetworks(w, networks)
+	for _, n := range networks {
+		if len(n.Host) > 0 {
+			fmt.Fprintf(w, "This host has %s in %s.\n", addrsText(n.Host), poolsText(n.Pools))
+		}
+	}
 	for _, n := range networks {
 		for _, p := range n.Problems {
 			fmt.Fprintln(w, "  - "+p.String())
@@ -148,6 +169,14 @@ func poolsText(pools []cluster.PoolKey) string {
 		out = append(out, strings.ReplaceAll(p.String(), " in space ", "@"))
 	}
 	return strings.Join(out, ",")
+}
+
+func addrsText(addrs []netip.Addr) string {
+	var out []string
+	for _, a := range addrs {
+		out = append(out, a.String())
+	}
+	return strings.Join(out, " and ")
 }
 
 func dockerText(ids []string) string {
@@ -209,12 +238,38 @@ func renderPools(w io.Writer, pools []PoolReport) {
 		if shares := sharesText(p); shares != "" {
 			fmt.Fprintf(w, "shares: %s\n", shares)
 		}
+		if len(p.DHCP) > 0 {
+			fmt.Fprintln(w, "from the LAN's DHCP server:")
+			renderLeases(w, p.DHCP)
+		}
+		for _, c := range p.Conflicts {
+			fmt.Fprintf(w, "  - %s is in use on the LAN by %s: nobody gets it here\n", c.Addr, c.Holder)
+		}
 		for _, bad := range append([]string{p.Problem}, p.Alarms...) {
 			if bad != "" {
 				fmt.Fprintf(w, "  - %s\n", bad)
 			}
 		}
 	}
+}
+
+func renderLeases(w io.Writer, leases []LeaseReport) {
+	var rows [][]string
+	for _, l := range leases {
+		expires := sinceText(l.Expires)
+		switch {
+		case l.Lost:
+			expires = "over"
+		case expires == "":
+			expires = "never"
+		}
+		router := ""
+		if l.Router.IsValid() {
+			router = l.Router.String()
+		}
+		rows = append(rows, []string{l.Addr.String(), l.Name, l.Server.String(), router, expires, l.Problem})
+	}
+	table(w, "No address.", "ADDRESS NAME SERVER ROUTER EXPIRES PROBLEM", rows)
 }
 
 // sharesText says how much of a pool each host has.

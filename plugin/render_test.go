@@ -104,9 +104,19 @@ func TestRender(t *testing.T) {
 		"networks":  func(b *bytes.Buffer) { renderNetworksWith(b, ill.Networks) },
 		"endpoints": func(b *bytes.Buffer) { renderEndpoints(b, endpoints) },
 		"ipam":      func(b *bytes.Buffer) { renderPools(b, samplePools()) },
-		"forget":    func(b *bytes.Buffer) { renderForget(b, ForgetReport{Pools: []cluster.PoolKey{pool("10.32.0.0/16")}}) },
-		"reset":     func(b *bytes.Buffer) { renderReset(b, ResetReport{Left: []string{"host2 does not answer"}}) },
-		"empty":     func(b *bytes.Buffer) { renderNetworks(b, nil); renderEndpoints(b, nil); renderPools(b, nil) },
+		"lan": func(b *bytes.Buffer) {
+			renderNetworksWith(b, sampleLANs())
+			pools := samplePools()[:1]
+			pools[0].DHCP = sampleLeases()
+			pools[0].Conflicts = []ipam.Conflict{{Addr: netip.MustParseAddr("10.32.0.9"), Holder: "02:00:00:00:00:63"}}
+			renderPools(b, pools)
+			for _, p := range dhcpProblems(sampleLeases()) {
+				b.WriteString(p.String() + "\n")
+			}
+		},
+		"forget": func(b *bytes.Buffer) { renderForget(b, ForgetReport{Pools: []cluster.PoolKey{pool("10.32.0.0/16")}}) },
+		"reset":  func(b *bytes.Buffer) { renderReset(b, ResetReport{Left: []string{"host2 does not answer"}}) },
+		"empty":  func(b *bytes.Buffer) { renderNetworks(b, nil); renderEndpoints(b, nil); renderPools(b, nil) },
 		"notjoined": func(b *bytes.Buffer) {
 			s := well
 			s.Cluster, s.Ledger = "", ledger.Status{Role: ledger.Joining}
@@ -124,6 +134,34 @@ func TestRender(t *testing.T) {
 			render(&b)
 			golden(t, name, b.String())
 		})
+	}
+}
+
+// sampleLANs are networks of each way to stand in a LAN, or beside it.
+func sampleLANs() []driver.NetworkStatus {
+	of := func(mode, attach, parent, vlan, gateway, subnet string) driver.NetworkStatus {
+		return driver.NetworkStatus{
+			Docker: []string{"0123456789abcdef"}, Pools: []cluster.PoolKey{pool(subnet)}, Mode: mode, Attach: attach, Parent: parent, VLAN: vlan,
+			MTU: 1500, Gateway: gateway, Hosts: []string{"host1"},
+		}
+	}
+	access := of("macvlan", "bridge", "eth0.50", "50", "10.1.0.1", "10.1.0.0/24")
+	access.Host = []netip.Addr{netip.MustParseAddr("10.1.0.9"), netip.MustParseAddr("fd01::9")}
+	return []driver.NetworkStatus{
+		access, of("macvlan", "vepa", "office", "50", "dhcp", "10.2.0.0/24"), of("ipvlan", "l3", "bond0", "", "host", "10.3.0.0/24"),
+		of("ipvlan", "l2,private", "eth1.50.7", "50.7", "10.4.0.1", "10.4.0.0/24"), of("macvlan", "bridge", "", "", "none", "10.5.0.0/24"),
+	}
+}
+
+// sampleLeases are one that is well, and the ways in which others are not.
+func sampleLeases() []LeaseReport {
+	addr, end := netip.MustParseAddr, time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)
+	return []LeaseReport{
+		{Pool: "10.32.0.0/16", Addr: addr("10.32.0.70"), Name: "web", Server: addr("10.32.0.1"), Router: addr("10.32.0.254"), Expires: end},
+		{Pool: "10.32.0.0/16", Addr: addr("10.32.0.71"), Name: ipam.HostName, Server: addr("10.32.0.1")},
+		{Pool: "10.32.0.0/16", Addr: addr("10.32.0.72"), Name: "db", Server: addr("10.32.0.1"), Expires: end, Lost: true, Problem: "no DHCP server answers"},
+		{Pool: "10.32.0.0/16", Addr: addr("10.32.0.73"), Server: addr("10.32.0.1"), Expires: end, Problem: "no DHCP server answers"},
+		{Pool: "10.32.0.0/16", Addr: addr("10.32.0.74"), Name: ipam.HostName, Server: addr("10.32.0.1"), Expires: end, Lost: true},
 	}
 }
 

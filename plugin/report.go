@@ -61,6 +61,9 @@ type PoolReport struct {
 	Shares   []ipam.Share    `json:"shares"` // of each host
 	Problem  string          `json:"problem,omitempty"`
 	Alarms   []string        `json:"alarms,omitempty"`
+
+	Conflicts []ipam.Conflict `json:"conflicts,omitempty"` // addresses that something else on the LAN answers for
+	DHCP      []LeaseReport   `json:"dhcp,omitempty"`      // addresses that this host has of the LAN's own server
 }
 
 // BlockReport is one leased block. Only its holder knows what is used in it.
@@ -253,8 +256,9 @@ func (n *node) problems(st Status) []driver.Problem {
 		for _, alarm := range p.Alarms {
 			add("pool "+p.Pool.String()+": "+alarm, "")
 		}
+		out = append(out, conflictProblems(p)...)
 	}
-	return out
+	return append(out, dhcpProblems(n.dhcpReports())...)
 }
 
 // note is a cause with its remedy.
@@ -286,8 +290,16 @@ func formerSelves(r *cluster.Registry, self cluster.HostID) []note {
 
 // poolReports joins what the cluster agreed with what this host uses.
 func (n *node) poolReports() []PoolReport {
-	return joinPools(n.ledger.Registry(), n.ipam.Status(), n.id)
+	out := joinPools(n.ledger.Registry(), n.ipam.Status(), n.id)
+	for _, l := range n.dhcpReports() {
+		if i := slices.IndexFunc(out, func(p PoolReport) bool { return p.Pool.String() == l.Pool }); i >= 0 {
+			out[i].DHCP = append(out[i].DHCP, l)
+		}
+	}
+	return out
 }
+
+func (n *node) dhcpReports() []LeaseReport { return dhcpReports(n.leases.Status(), n.ipam.Used) }
 
 func joinPools(r *cluster.Registry, here []ipam.PoolStatus, self cluster.HostID) []PoolReport {
 	own := map[cluster.PoolKey]ipam.PoolStatus{}
@@ -305,7 +317,7 @@ func joinPools(r *cluster.Registry, here []ipam.PoolStatus, self cluster.HostID)
 		p := PoolReport{
 			Pool: key, Name: pool.Name, Gateway: pool.Gateway, Reserved: pool.Reserved,
 			Hosts: []string{}, Blocks: []BlockReport{}, Used: list(mine.Used), Problem: mine.Problem,
-			Size: mine.Size, Shares: list(mine.Shares), Alarms: mine.Alarms,
+			Size: mine.Size, Shares: list(mine.Shares), Alarms: mine.Alarms, Conflicts: mine.Conflicts,
 		}
 		for _, h := range pool.Holders {
 			p.Hosts = append(p.Hosts, r.HostName(h))

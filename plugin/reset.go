@@ -47,6 +47,7 @@ func (n *node) reset(ctx context.Context, req ResetRequest) (ResetReport, error)
 		}
 	}
 	n.log.Warn("resetting this host")
+	n.leases.farewell(ctx, n.log) // as long as there are links to the LANs
 	if err := n.driver.Reset(ctx); err != nil {
 		return ResetReport{}, fmt.Errorf("reset: %w", err)
 	}

@@ -123,7 +123,7 @@ func (s *server) open(ctx context.Context, k kernel.Kernel) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := openNode(s.cfg, k, u, s.log)
+	n, err := openNode(s.cfg, doors{kernel: k, probe: s.probe, dhcp: s.dhcp}, u, s.log)
 	if err != nil {
 		return nil, err
 	}

@@ -14,7 +14,10 @@ import (
 	"github.com/docker/go-plugins-helpers/sdk"
 	"github.com/sirupsen/logrus"
 
+	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/driver/kernel"
+	"github.com/isthmus-net/isthmus/lan"
+	"github.com/isthmus-net/isthmus/lan/dhcp"
 )
 
 // manifest is what a plain install answers to Docker's first question; for a
@@ -27,9 +30,11 @@ type server struct {
 	cfg        Config
 	openKernel func() (kernel.Kernel, error)
 	gate       *gate
-	opening    sync.Mutex    // held while a node is being opened, or the host is reset without one
-	bound      time.Duration // of one call of Docker
-	look       time.Duration // how often the underlay is looked at
+	opening    sync.Mutex                                                   // held while a node is being opened, or the host is reset without one
+	bound      time.Duration                                                // of one call of Docker
+	look       time.Duration                                                // how often the underlay is looked at
+	probe      func(ifname string, groups ...cluster.MAC) (lan.Wire, error) // as in doors
+	dhcp       dhcp.Speaker
 	log        logrus.FieldLogger
 }
 

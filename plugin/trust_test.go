@@ -31,7 +31,7 @@ func TestPrepare(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n, err := openNode(h.cfg, h.kernel, u, log)
+		n, err := openNode(h.cfg, doors{kernel: h.kernel}, u, log)
 		if err != nil {
 			t.Fatal(err)
 		}
