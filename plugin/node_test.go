@@ -21,6 +21,8 @@ import (
 	"github.com/isthmus-net/isthmus/driver"
 	"github.com/isthmus-net/isthmus/driver/kernel"
 	"github.com/isthmus-net/isthmus/driver/kernel/kerneltest"
+	"github.com/isthmus-net/isthmus/lan"
+	"github.com/isthmus-net/isthmus/lan/lantest"
 )
 
 // host is a whole plugin in this process: real parts, loopback between them,
@@ -29,6 +31,8 @@ type host struct {
 	t      *testing.T
 	cfg    Config
 	kernel *kerneltest.Fake
+	lan    *lantest.Net // that its interfaces lead to
+	server *landlord    // that gives addresses there
 	stop   func()
 	socket http.Client
 }
@@ -63,7 +67,7 @@ func newHosts(t *testing.T, n int, secret string) []*host {
 	}
 	for i := 1; i <= n; i++ {
 		dir := t.TempDir()
-		h := &host{t: t, kernel: kerneltest.New(), stop: func() {}}
+		h := &host{t: t, kernel: kerneltest.New(), lan: &lantest.Net{}, server: &landlord{given: map[string]netip.Addr{}}, stop: func() {}}
 		h.cfg = Config{
 			Name: fmt.Sprintf("host%d", i), Secret: Secret(secret), GossipPort: netip.MustParseAddrPort(join[i-1]).Port(), VXLANPort: 8475,
 			DockerSocket: "/dev/null", Socket: filepath.Join(dir, "isthmus.sock"), State: filepath.Join(dir, "state"),
@@ -85,6 +89,8 @@ func (h *host) start() {
 	log.SetOutput(testWriter{h.t, h.cfg.Name})
 	s := newServer(h.cfg, func() (kernel.Kernel, error) { return h.kernel, nil }, log)
 	s.look = 100 * time.Millisecond
+	s.probe = func(string, ...cluster.MAC) (lan.Wire, error) { return h.lan.Open(), nil }
+	s.dhcp = h.server
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx, nil) }()
@@ -143,23 +149,49 @@ func (h *host) try(method string, req map[string]any) (map[string]any, error) {
 // createNetwork does what docker network create does.
 func (h *host) createNetwork(id, subnet string) {
 	h.t.Helper()
-	p := h.call("IpamDriver.RequestPool", map[string]any{"AddressSpace": "isthmus", "Pool": subnet, "SubPool": "", "Options": map[string]string{}, "V6": false})
-	gw := h.call("IpamDriver.RequestAddress", map[string]any{"PoolID": p["PoolID"], "Address": "", "Options": map[string]string{"RequestAddressType": "com.docker.network.gateway"}})
-	h.call("NetworkDriver.CreateNetwork", map[string]any{
+	if _, err := h.create(id, subnet, nil, nil); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// create is createNetwork with --ipam-opt and -o; it returns the pool's id.
+func (h *host) create(id, subnet string, ipamOptions, options map[string]string) (poolID string, err error) {
+	h.t.Helper()
+	p, err := h.try("IpamDriver.RequestPool", map[string]any{"AddressSpace": "isthmus", "Pool": subnet, "SubPool": "", "Options": ipamOptions, "V6": false})
+	if err != nil {
+		return "", err
+	}
+	poolID = p["PoolID"].(string)
+	gw := h.call("IpamDriver.RequestAddress", map[string]any{"PoolID": poolID, "Address": "", "Options": map[string]string{"RequestAddressType": "com.docker.network.gateway"}})
+	_, err = h.try("NetworkDriver.CreateNetwork", map[string]any{
 		"NetworkID": id,
-		"Options":   map[string]any{"com.docker.network.enable_ipv6": false, "com.docker.network.generic": map[string]string{}},
+		"Options":   map[string]any{"com.docker.network.enable_ipv6": false, "com.docker.network.generic": options},
 		"IPv4Data":  []any{map[string]any{"AddressSpace": "isthmus", "Pool": p["Pool"], "Gateway": gw["Address"]}},
 		"IPv6Data":  []any{},
 	})
+	if err != nil {
+		h.call("IpamDriver.ReleasePool", map[string]any{"PoolID": poolID})
+	}
+	return poolID, err
 }
 
 // endpoint is what docker run leaves.
-type endpoint struct{ id, addr, pool, link string }
+type endpoint struct{ id, addr, pool, link, gateway string }
 
 // startContainer does what docker run does.
 func (h *host) startContainer(network, poolID, id string) endpoint {
 	h.t.Helper()
-	a := h.call("IpamDriver.RequestAddress", map[string]any{"PoolID": poolID, "Address": "", "Options": map[string]string{}})
+	return h.startNamed(network, poolID, id, "")
+}
+
+// startNamed is startContainer on an engine that tells the container's name.
+func (h *host) startNamed(network, poolID, id, name string) endpoint {
+	h.t.Helper()
+	options := map[string]string{}
+	if name != "" {
+		options["com.docker.network.endpoint.name"] = name
+	}
+	a := h.call("IpamDriver.RequestAddress", map[string]any{"PoolID": poolID, "Address": "", "Options": options})
 	addr := a["Address"].(string)
 	made := h.call("NetworkDriver.CreateEndpoint", map[string]any{
 		"NetworkID": network, "EndpointID": id, "Interface": map[string]any{"Address": addr, "AddressIPv6": "", "MacAddress": ""},
@@ -175,7 +207,8 @@ func (h *host) startContainer(network, poolID, id string) endpoint {
 		h.t.Errorf("%s: Docker cannot take the interface: %v", h.cfg.Name, err)
 	}
 	h.call("NetworkDriver.ProgramExternalConnectivity", map[string]any{"NetworkID": network, "EndpointID": id, "Options": map[string]any{}})
-	return endpoint{id: id, addr: addr, pool: poolID, link: link}
+	gateway, _ := joined["Gateway"].(string)
+	return endpoint{id: id, addr: addr, pool: poolID, link: link, gateway: gateway}
 }
 
 // stopContainer does what docker rm -f does.
