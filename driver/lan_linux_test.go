@@ -43,15 +43,19 @@ func (s *stage) sh(command string) string {
 	return out
 }
 
-// cable connects eth1 of the host with the LAN, where 10.1.0.1 answers, in VLAN
-// 50 too if the kernel has VLANs.
-func (s *stage) cable(vlan bool) {
+// cable connects eth1 of the host with the LAN, where 10.1.0.1 answers, in VLAN 50
+// if that is asked for. Containers that send packets are not asked for by ARP: the
+// LAN knows the way to them by the host's address.
+func (s *stage) cable(vlan, routed bool) {
 	s.t.Helper()
 	s.sh(`ip -n %H link add eth1 type veth peer name port netns %L
 		ip -n %L addr add 10.1.0.1/16 dev port; ip -n %L link set port up; ip -n %H link set eth1 up`)
 	if vlan {
 		s.sh(`ip -n %L addr flush dev port; ip -n %L link add port.50 link port type vlan id 50
 			ip -n %L addr add 10.1.0.1/16 dev port.50; ip -n %L link set port.50 up`)
+	}
+	if routed {
+		s.sh("ip -n %H addr add 10.1.255.1/16 dev eth1; ip -n %L route add 10.1.0.2 via 10.1.255.1")
 	}
 }
 
@@ -127,7 +131,7 @@ func TestLANOnThisKernel(t *testing.T) {
 	} {
 		t.Run(options, func(t *testing.T) {
 			s := newStage(t)
-			vlan := strings.Contains(options, ".50")
+			vlan, routed := strings.Contains(options, ".50"), strings.Contains(options, "l3")
 			kinds := []kernel.Kind{kernel.Macvlan}
 			if strings.Contains(options, "ipvlan") {
 				kinds[0] = kernel.IPvlan
@@ -145,13 +149,16 @@ func TestLANOnThisKernel(t *testing.T) {
 					return
 				}
 			}
-			s.cable(vlan)
+			s.cable(vlan, routed)
 			s.ok(s.create("n", []string{"10.1.0.0/16"}, strings.Fields(options)...))
 			s.ok(s.endpoint("web", "n", "10.1.0.2/16"))
 			j, err := s.Join(anyContext, &network.JoinRequest{EndpointID: "web", SandboxKey: filepath.Join(s.dir, "web")})
 			s.ok(err)
 			// Docker's part.
 			s.sh("ip -n %H link set " + j.InterfaceName.SrcName + " netns %W name eth0; ip -n %W addr add 10.1.0.2/16 dev eth0; ip -n %W link set eth0 up")
+			if routed {
+				s.sh("ip -n %W route add default dev eth0")
+			}
 			s.await("it is seen", func() bool { return s.store.intent().Endpoints["web"].Inside == "eth0" })
 			reach := func() {
 				t.Helper()
@@ -174,13 +181,14 @@ func TestLANOnThisKernel(t *testing.T) {
 			}
 			s.sh("ip -n %H link del eth1")
 			s.await("it is a problem", s.problem("does not exist on this host"))
-			s.cable(vlan)
+			s.cable(vlan, routed)
 			reach()
 			s.await("all is well", func() bool { return len(s.Status().Problems) == 0 && s.Status().Error == "" })
 			s.ok(s.Leave(anyContext, &network.LeaveRequest{EndpointID: "web"}))
 			s.sh("ip -n %W link set eth0 down; ip -n %W link set eth0 name " + j.InterfaceName.SrcName + "; ip -n %W link set " + j.InterfaceName.SrcName + " netns %H")
 			s.ok(s.DeleteEndpoint(anyContext, &network.DeleteEndpointRequest{EndpointID: "web"}))
 			s.ok(s.delete("n"))
+			s.sh("ip -n %H addr flush dev eth1 scope global")
 			left := s.sh("ip -n %H -o link | cut -d: -f2; ip -n %H route; ip -n %H -6 route show proto 105")
 			if names := strings.Fields(left); len(names) != 2 || names[0] != "lo" || !strings.HasPrefix(names[1], "eth1@") {
 				t.Fatalf("left on the host:\n%s", left)

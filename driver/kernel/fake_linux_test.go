@@ -46,22 +46,22 @@ func fewer(t *testing.T, checks string) {
 // same state in both.
 func TestLinuxAgreesWithFake(t *testing.T) {
 	t.Parallel()
-	agree(t, plan, spared("30", "5"))
+	agree(t, plan)
 }
 
 // The same without tunnels and guards, which not every kernel can that can the rest.
 func TestLinuxAgreesWithFakeOnParents(t *testing.T) {
 	t.Parallel()
-	agree(t, parents, spared("30", "12"))
+	agree(t, parents)
 }
 
-func agree(t *testing.T, plan func(*rapid.T, string, []kernel.Kind) kernel.State, cases string) {
+func agree(t *testing.T, plan func(*rapid.T, string, []kernel.Kind) kernel.State) {
 	s := newSpace(t)
 	s.parent()
 	k := s.open()
 	ctx := context.Background()
 	able := slices.DeleteFunc(slices.Clone(everything), func(kind kernel.Kind) bool { return !makes(t, k, kind) })
-	fewer(t, cases) // removing links for real takes its time
+	fewer(t, "30") // removing links for real takes its time
 	rapid.Check(t, func(t *rapid.T) {
 		f := kerneltest.New()
 		agree := func(after string) kernel.State {

@@ -82,7 +82,7 @@ func (s Suite) fill(ctx context.Context, dir string) (names []string, jobs []Job
 		}
 		names = append(names, p.ImportPath)
 		jobs = append(jobs, Job{Dir: p.dir(), Args: []string{"./" + binary, "-test.v=test2json", "-test.paniconexit0",
-			"-test.run=" + s.Run, "-test.timeout=" + s.Limit.String()}})
+			"-test.short", "-test.run=" + s.Run, "-test.timeout=" + s.Limit.String()}})
 	}
 	return names, jobs, copyIfThere(s.Plugin, filepath.Join(dir, "build/plugin"))
 }
