@@ -18,6 +18,9 @@ type DHCP interface {
 	Serves(cluster.PoolKey) bool
 	// Terms returns what the server said with an address that is kept here.
 	Terms(cluster.PoolKey, netip.Addr) (Terms, bool)
+	// Bears tells with which MAC an address is in use, where it is not that of
+	// its Terms.
+	Bears(cluster.PoolKey, netip.Addr, cluster.MAC)
 }
 
 // Terms is what comes with an address of a LAN's DHCP server. Zero fields were
@@ -66,8 +69,12 @@ func (d *Driver) offered(n Network, e Endpoint, given bool) Endpoint {
 		return e
 	}
 	e.Router, e.MTU = t.Router, t.MTU
-	if !given && !n.anonymous() && !t.MAC.IsZero() {
+	switch {
+	case n.anonymous() || t.MAC.IsZero():
+	case !given:
 		e.MAC = t.MAC
+	case e.MAC != t.MAC:
+		d.cfg.DHCP.Bears(pool, e.IPv4.Addr(), e.MAC)
 	}
 	return e
 }

@@ -13,11 +13,30 @@ import (
 type fakeDHCP struct {
 	pools map[string]bool
 	terms Terms
+	borne cluster.MAC
 }
 
 func (f *fakeDHCP) Serves(p cluster.PoolKey) bool { return f.pools[p.Prefix.String()] }
 func (f *fakeDHCP) Terms(p cluster.PoolKey, a netip.Addr) (Terms, bool) {
 	return f.terms, f.Serves(p) && a.Is4()
+}
+
+func (f *fakeDHCP) Bears(_ cluster.PoolKey, _ netip.Addr, mac cluster.MAC) { f.borne = mac }
+
+// TestDHCPAndMACAddress: the server is told of a MAC that the user chose.
+func TestDHCPAndMACAddress(t *testing.T) {
+	h := newHost(t, t.TempDir())
+	f := &fakeDHCP{pools: map[string]bool{"10.1.0.0/16": true}, terms: Terms{MAC: cluster.MAC{2, 1}}}
+	h.dhcp = f
+	h.start(hasty)
+	defer func() { h.stop() }()
+	h.kernel.SetDevice(nic("eth1"))
+	h.ok(h.create("lan", []string{"10.1.0.0/16"}, "mode=macvlan", "parent=eth1"))
+	_, err := h.CreateEndpoint(anyContext, &network.CreateEndpointRequest{
+		NetworkID: "lan", EndpointID: "web", Interface: &network.EndpointInterface{Address: "10.1.0.5/16", MacAddress: "02:00:00:00:00:77"},
+	})
+	h.ok(err)
+	h.check(f.borne == cluster.MAC{2, 0, 0, 0, 0, 0x77} && h.mac("web") == "02:00:00:00:00:77", "the server was told of "+f.borne.String())
 }
 
 // TestDHCPIsRefused: networks that reach no server are refused when they are

@@ -139,7 +139,12 @@ func (l lessee) Terms(pool cluster.PoolKey, a netip.Addr) (driver.Terms, bool) {
 	return driver.Terms{Router: lease.Router, MTU: lease.MTU, MAC: lease.MAC}, ok
 }
 
-// farewell gives all addresses back: this host has no use of any more.
+// Bears is driver.DHCP's.
+func (l lessee) Bears(pool cluster.PoolKey, a netip.Addr, mac cluster.MAC) {
+	l.Keeper.Bear(dhcp.Key{Group: groupOf(pool), Addr: a}, mac)
+}
+
+// farewell gives all addresses back: this host has no use of them any more.
 func (l lessee) farewell(ctx context.Context, log logrus.FieldLogger) {
 	ctx, cancel := context.WithTimeout(ctx, farewellBound)
 	defer cancel()

@@ -386,6 +386,13 @@ func TestDnsmasqKeeper(t *testing.T) {
 	if st := k.Status(); len(st) != 1 || st[0].Lost || st[0].Problem != "" {
 		t.Errorf("status %+v", st)
 	}
+	k.Bear(key, mac(77))
+	lantest.Await(t, "another MAC", func() error {
+		if f := s.lease(l.Addr); f == nil || f[1] != mac(77).String() {
+			return fmt.Errorf("dnsmasq has %v", f)
+		}
+		return nil
+	})
 	if err := k.Release(t.Context(), key); err != nil {
 		t.Fatal(err)
 	}

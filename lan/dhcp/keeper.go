@@ -12,6 +12,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/isthmus-net/isthmus/cluster"
 )
 
 // Key names a lease: what it is for (a pool, as text), and its address.
@@ -72,7 +74,8 @@ type held struct {
 	Lease
 	condition
 	problem string
-	gone    bool // given back
+	gone    bool        // given back
+	bearer  cluster.MAC // that the server is to be told of; zero: none
 }
 
 // Status describes a lease.
@@ -223,6 +226,21 @@ func (k *Keeper) drop(ctx context.Context, key Key, tell func(Lease) error) erro
 	return nil
 }
 
+// Bear tells the server, under Run, with which MAC an address is in use: another
+// one than it was asked for. A server that does not take it keeps the lease as it
+// is.
+func (k *Keeper) Bear(key Key, mac cluster.MAC) {
+	k.mu.Lock()
+	h, ok := k.leases[key]
+	if ok = ok && h.MAC != mac; ok {
+		h.bearer = mac
+	}
+	k.mu.Unlock()
+	if ok {
+		signal(k.kick)
+	}
+}
+
 // Lease returns what is kept of an address.
 func (k *Keeper) Lease(key Key) (Lease, bool) {
 	k.mu.Lock()
@@ -313,7 +331,7 @@ func (k *Keeper) round(ctx context.Context) time.Duration {
 	k.mu.Lock()
 	now := time.Now()
 	for key, h := range k.leases {
-		if what, _ := due(h.Lease, h.condition, now); what != wait {
+		if what, _ := due(h.Lease, h.condition, now); what != wait || !h.bearer.IsZero() {
 			work.Go(func() error { k.tend(ctx, key, h); return nil })
 		}
 	}
@@ -325,6 +343,9 @@ func (k *Keeper) round(ctx context.Context) time.Duration {
 	now = time.Now()
 	next := lookTime
 	for _, h := range k.leases {
+		if !h.bearer.IsZero() { // said meanwhile, or somebody else speaks about it
+			next = min(next, time.Second)
+		}
 		if _, at := due(h.Lease, h.condition, now); !at.IsZero() {
 			next = min(next, at.Sub(now))
 		}

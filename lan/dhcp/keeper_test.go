@@ -166,6 +166,43 @@ func TestKeeperRenews(t *testing.T) {
 	})
 }
 
+// The container got another MAC than the server was asked for: the server is told,
+// and if it does not take it, all stays as it was.
+func TestKeeperBears(t *testing.T) {
+	keep(t, func(k *keeping) {
+		k.reaches = func(netip.Addr) bool { return true }
+		key := k.get("web")
+		was, _ := k.Keeper.Lease(key)
+		k.Keeper.Bear(key, was.MAC)
+		k.Keeper.Bear(dhcp.Key{Group: "lab", Addr: addr("192.0.2.99")}, mac(77))
+		k.said()
+		k.pass(time.Minute)
+		if got := k.said(); got != "" {
+			k.Errorf("said %s", got)
+		}
+		k.Keeper.Bear(key, mac(77))
+		k.pass(2 * time.Minute)
+		l, _ := k.Keeper.Lease(key)
+		if l.MAC != mac(77) || k.disk.leases[key].MAC != mac(77) || !bytes.Equal(l.ClientID, was.ClientID) {
+			k.Errorf("the lease is %+v, on disk %+v", l, k.disk.leases[key])
+		}
+		k.is(false, "")
+		k.do(func() { k.refuse = "no" })
+		k.Keeper.Bear(key, mac(78))
+		k.pass(3 * time.Minute)
+		if l, _ := k.Keeper.Lease(key); l.MAC != mac(77) || !strings.Contains(k.log.String(), "another MAC") {
+			k.Errorf("the lease is %+v; log:\n%s", l, &k.log)
+		}
+		k.is(false, "")
+		k.do(func() { k.refuse = "" })
+		k.pass(24 * time.Hour)
+		k.is(false, "")
+		if err := k.Keeper.Release(k.Context(), key); err != nil {
+			k.Error(err)
+		}
+	})
+}
+
 // The server falls silent for longer than the lease: RFC 2131 section 4.4.5.
 // The container keeps its address, and gets it back.
 func TestKeeperSilence(t *testing.T) {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"reflect"
 	"time"
+
+	"github.com/isthmus-net/isthmus/cluster"
 )
 
 // tend does what a lease needs, unless somebody else speaks about it.
@@ -21,14 +23,27 @@ func (k *Keeper) tend(ctx context.Context, key Key, h *held) {
 	k.mu.Lock()
 	old := h.Lease
 	what, _ := due(old, h.condition, time.Now())
+	bearer := h.bearer
+	h.bearer = cluster.MAC{}
 	if h.gone {
-		what = wait
+		what, bearer = wait, cluster.MAC{}
 	}
 	k.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, speakTime)
 	defer cancel()
 	var fresh Lease
 	var err error
+	if !bearer.IsZero() && what != regain {
+		borne := old
+		borne.MAC = bearer
+		if fresh, err = k.cfg.Client.Reboot(ctx, borne); err == nil {
+			if err = k.cfg.Store.Put(key, fresh); err == nil {
+				k.settle(key, h, confirm, fresh, nil)
+				return
+			}
+		}
+		k.cfg.Log.WithField("address", key.Addr.String()).WithError(err).Info("DHCP server keeps an address under another MAC than its container has")
+	}
 	switch what {
 	case wait:
 		return
