@@ -28,7 +28,8 @@ func TestMachineVXLAN(t *testing.T) {
 // what is written of the mode.
 func TestMachineLAN(t *testing.T) {
 	l := newLAN(t, 4*time.Second, 250*time.Millisecond)
-	before := snapshots(t, l.site)
+	l.stays(t)
+	t.Run("isolated", func(t *testing.T) { l.bySwitch(t, isolatedReach, l.company(l.isolated)) })
 	for _, r := range ipvlanReach {
 		t.Run("ipvlan-"+strings.ReplaceAll(r.of, " ", "-"), func(t *testing.T) {
 			mode, flag, _ := strings.Cut(r.of, " ")
@@ -41,8 +42,7 @@ func TestMachineLAN(t *testing.T) {
 		})
 	}
 	t.Run("vlans", func(t *testing.T) { l.vlans(t) })
-	t.Run("isolated", func(t *testing.T) { l.isolated(t, "macvlan") })
-	t.Run("nothing-left", func(t *testing.T) { nothingLeft(t, l.site, before) })
+	t.Run("nothing-left", func(t *testing.T) { l.leaves(t) })
 }
 
 // routed is holds of a network whose containers are routed by their hosts. The
@@ -50,8 +50,9 @@ func TestMachineLAN(t *testing.T) {
 func (l *lan) routed(t *testing.T, r reach, args []string) {
 	network := "reach-" + strings.ReplaceAll(r.of, " ", "-")
 	l.createNetwork(t, network, append(args, "--subnet", routedSubnet))
-	boxes := l.boxes(t, network, "A", "B", "C")
-	defer l.drop(t, network, boxes, routedSubnet)
+	boxes := l.joins(t, network, "A", "B", "C")
+	defer l.drop(t, network, nil, routedSubnet)
+	defer l.parts(t, network, boxes)
 	for _, b := range boxes {
 		for _, s := range []*lab.Station{l.machine, l.router} {
 			lab.Must(t)(s.Exec(t.Context(), "ip", "route", "replace", b.ip4, "via", b.host.IP().String()))
@@ -85,8 +86,9 @@ func (l *lan) vlans(t *testing.T) {
 			}
 			l.createNetwork(t, v.name, slices.Concat(v.args, []string{"-o", "parent=" + v.parent,
 				"--subnet", v.subnet4, "--gateway", address(v.subnet4, 90), "--ipv6", "--subnet", v.subnet6, "--gateway", address(v.subnet6, 90)}))
-			boxes := l.boxes(t, v.name, v.boxes...)
-			defer l.drop(t, v.name, boxes, v.subnet4, v.subnet6)
+			boxes := l.joins(t, v.name, v.boxes...)
+			defer l.drop(t, v.name, nil, v.subnet4, v.subnet6)
+			defer l.parts(t, v.name, boxes)
 			c := l.containers(boxes)
 			for i, name := range []string{"machine", "outsider", "mate"} {
 				g := guest{name: name, dev: v.parent, ip4: address(v.subnet4, byte(90+i)), ip6: address(v.subnet6, byte(90+i)), command: stations[name].Command}

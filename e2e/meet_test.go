@@ -19,14 +19,14 @@ import (
 // A guest is a container, a host or another machine that meets others.
 type guest struct {
 	name     string
-	dev      string // its interface
+	dev      string // its interface, or an address of that
 	ip4, ip6 string
 	command  func(ctx context.Context, args ...string) *exec.Cmd
 }
 
 // guest makes one of a container.
 func (b *box) guest(name string) guest {
-	return guest{name: name, dev: "eth0", ip4: b.ip4, ip6: b.ip6, command: func(ctx context.Context, args ...string) *exec.Cmd {
+	return guest{name: name, dev: b.ip4, ip4: b.ip4, ip6: b.ip6, command: func(ctx context.Context, args ...string) *exec.Cmd {
 		return b.host.Command(ctx, append([]string{"docker", "exec", "-i", b.name}, args...)...)
 	}}
 }

@@ -22,7 +22,7 @@ type meetCmd struct {
 	Name     string        `arg:"" help:"What the others call this one."`
 	Addrs    []string      `arg:"" optional:"" help:"Whom to ask."`
 	Meeting  string        `help:"What tells it from earlier ones, of which words may still be on the way." default:"meet"`
-	Iface    string        `help:"Interface to meet on." default:"eth0"`
+	Iface    string        `help:"Interface to meet on, or an address of it." default:"eth0"`
 	Interval time.Duration `help:"Time between two rounds." default:"100ms"`
 }
 
@@ -65,7 +65,7 @@ func parseWord(b []byte) (word, bool) {
 // broadcast address, again and again, until its input ends. It answers those who
 // ask. It prints {"ready":true} once it listens, then what it hears.
 func (m *meetCmd) Run(ctx context.Context) error {
-	iface, err := net.InterfaceByName(m.Iface)
+	iface, err := interfaceOf(m.Iface)
 	if err != nil {
 		return err
 	}
@@ -133,6 +133,30 @@ func (m *meetCmd) Run(ctx context.Context) error {
 			said[w] = true
 		}
 	}
+}
+
+// interfaceOf finds an interface by its name, or by an address.
+func interfaceOf(what string) (*net.Interface, error) {
+	want, err := netip.ParseAddr(what)
+	if err != nil {
+		return net.InterfaceByName(what)
+	}
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	for _, iface := range all {
+		addrs, err := iface.Addrs()
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr() == want {
+				return &iface, nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("no interface has address %s", want)
 }
 
 func kindTo(a netip.Addr) string {
