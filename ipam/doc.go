@@ -19,7 +19,8 @@
 // `networks forget` says so, or after a day.
 //
 // In a pool whose networks stand in a LAN, addresses that strangers answer for
-// are passed over (probe.go), or the LAN's own DHCP server chooses (dhcp.go).
+// are passed over (probe.go), or the LAN's own DHCP server chooses (dhcp.go). The
+// host itself can have an address there (host.go).
 //
 // # Traps
 //

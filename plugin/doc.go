@@ -15,6 +15,8 @@
 //	rpc.go       one call of Docker: decode, bound, recover, encode
 //	routes.go    the calls of both protocols, one line each
 //	node.go      the wiring
+//	lan.go       who else has an address in the LANs of networks here
+//	dhcp.go      addresses of these LANs' own servers
 //	underlay.go  which address and MTU the tunnels stand on, and when they change
 //	probe.go     whether full-sized packets reach each peer
 //	sweep.go     networks that Docker forgot to tell us about
