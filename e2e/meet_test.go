@@ -52,7 +52,7 @@ type talk struct {
 // Nobody may hear a word twice.
 func (c company) meet(t *testing.T, must []hearing) map[hearing]bool {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	var mu sync.Mutex // guards heard and twice
 	heard, twice := map[hearing]bool{}, []hearing{}
