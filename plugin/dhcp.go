@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -34,6 +36,34 @@ type lessee struct {
 	name string // of the host
 	lan  func(cluster.PoolKey) (driver.LAN, bool)
 	asks func(cluster.PoolKey) bool // a network of this host asked for a server's addresses
+	idle *idle
+}
+
+// idle are the identities of which the engine did not tell whose they are, and
+// that gave their address back: a container that restarts takes up its own, as
+// long as no other one stops or starts meanwhile. Nobody takes one up twice.
+type idle struct {
+	mu sync.Mutex
+	by map[cluster.PoolKey][]dhcp.Request // the newest last
+}
+
+const idleMost = 64 // of a pool
+
+func (i *idle) put(pool cluster.PoolKey, r dhcp.Request) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	list := append(i.by[pool], r)
+	i.by[pool] = list[max(0, len(list)-idleMost):]
+}
+
+func (i *idle) take(pool cluster.PoolKey) (r dhcp.Request, ok bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if list := i.by[pool]; len(list) > 0 {
+		r, ok = list[len(list)-1], true
+		i.by[pool] = list[:len(list)-1]
+	}
+	return r, ok
 }
 
 // groupOf names a pool to the Keeper.
@@ -45,7 +75,7 @@ func groupOf(pool cluster.PoolKey) string {
 // Obtain is ipam.DHCP's. The client identifier follows from this host, the pool
 // and the container's name, so that the same container gets the same address
 // again; where the engine tells no name, from the address that the user asked
-// for with --ip; else it is a new one. A MAC, where the engine tells one, is the
+// for with --ip; else it is an idle or a new one. A MAC, where the engine tells one, is the
 // identity that it would be for a machine.
 func (l lessee) Obtain(ctx context.Context, pool cluster.PoolKey, e ipam.Endpoint) (netip.Addr, error) {
 	at, err := l.await(ctx, pool)
@@ -68,11 +98,16 @@ func (l lessee) request(pool cluster.PoolKey, e ipam.Endpoint, at driver.LAN) (d
 	switch {
 	case who != "":
 	case e.Want.IsValid():
-		who = "at " + e.Want.String()
+		who = asked(e.Want)
 	default:
 		who = "once " + rand.Text()
 	}
-	r := dhcp.Request{Interface: at.Link, ClientID: dhcp.Identity(string(l.host), groupOf(pool), who), Hostname: e.Name, Addr: e.Want}
+	r := dhcp.Request{Interface: at.Link, ClientID: l.identity(pool, who), Hostname: e.Name, Addr: e.Want}
+	if e.Name == "" && !e.Want.IsValid() && e.MAC == "" {
+		if former, ok := l.idle.take(pool); ok {
+			r.ClientID, r.Addr = former.ClientID, former.Addr
+		}
+	}
 	if e.Name == ipam.HostName {
 		r.Hostname = l.name
 	}
@@ -89,6 +124,14 @@ func (l lessee) request(pool cluster.PoolKey, e ipam.Endpoint, at driver.LAN) (d
 	}
 	return r, nil
 }
+
+func (l lessee) identity(pool cluster.PoolKey, who string) []byte {
+	return dhcp.Identity(string(l.host), groupOf(pool), who)
+}
+
+// asked names whoever the user gave an address with --ip. No container is called
+// so.
+func asked(a netip.Addr) string { return "at " + a.String() }
 
 // await waits for the link to a pool's LAN.
 func (l lessee) await(ctx context.Context, pool cluster.PoolKey) (driver.LAN, error) {
@@ -122,7 +165,15 @@ func (l lessee) Held() map[cluster.PoolKey][]netip.Addr {
 
 // Release is ipam.DHCP's.
 func (l lessee) Release(ctx context.Context, pool cluster.PoolKey, a netip.Addr) error {
-	return l.Keeper.Release(ctx, dhcp.Key{Group: groupOf(pool), Addr: a})
+	key := dhcp.Key{Group: groupOf(pool), Addr: a}
+	lease, ok := l.Keeper.Lease(key)
+	err := l.Keeper.Release(ctx, key)
+	if ok && err == nil && lease.Hostname == "" && !bytes.Equal(lease.ClientID, l.identity(pool, asked(a))) {
+		r := lease.Request
+		r.Addr = a
+		l.idle.put(pool, r)
+	}
+	return err
 }
 
 // Decline is ipam.DHCP's.

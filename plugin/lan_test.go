@@ -286,6 +286,22 @@ func TestAddressesByDHCP(t *testing.T) {
 	hosts[1].stopContainer(id64("02"), other)
 	h.await("all is given back", func() bool { return h.server.tenants() == 0 })
 
+	// Where the engine tells no name, who restarts alone takes up what it gave back.
+	for range 2 {
+		one, two := h.startContainer(id64("01"), pool, id64("e5")), h.startContainer(id64("01"), pool, id64("e6"))
+		was := h.server.last().ClientID
+		h.stopContainer(id64("01"), two)
+		h.await("is given back", func() bool { return h.server.tenants() == 1 })
+		again := h.startContainer(id64("01"), pool, id64("e7"))
+		if again.addr != two.addr || again.addr == one.addr || !bytes.Equal(h.server.last().ClientID, was) || h.server.last().Addr.String()+"/24" != two.addr {
+			t.Errorf("had %s and has %s, beside %s", two.addr, again.addr, one.addr)
+		}
+		h.stopContainer(id64("01"), again)
+		h.stopContainer(id64("01"), one)
+		h.await("both are given back", func() bool { return h.server.tenants() == 0 })
+	}
+	h.await("all is given back", func() bool { return h.server.tenants() == 0 })
+
 	// So does all that a host has when it is reset.
 	h.startNamed(id64("01"), pool, id64("e4"), "web")
 	if _, err := runCommand(t, "--socket", h.cfg.Socket, "reset", "--force"); err != nil {

@@ -178,6 +178,7 @@ func openNode(cfg Config, to doors, u kernel.Underlay, log logrus.FieldLogger) (
 	n.leases = lessee{
 		Keeper: keeper, host: n.id, name: cfg.Name, lan: at,
 		asks: func(p cluster.PoolKey) bool { return n.ipam.ByDHCP(p) },
+		idle: &idle{by: map[cluster.PoolKey][]dhcp.Request{}},
 	}
 	n.ipam, err = ipam.Open(ipam.Config{
 		DB:     n.db,
