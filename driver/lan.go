@@ -57,6 +57,9 @@ func planLAN(s *segment, v View, d *Desired) {
 		d.attach(e, handover{Handover: h, blocked: blocked, lan: true, seen: g.houses(e), on: g.Dev.Index})
 	}
 	if blocked == nil {
+		if g.Dev.Up && len(g.Alone) == 0 && v.Detached == "" && !s.routed() {
+			s.Speaker = g.Link
+		}
 		planShim(s, g, v, d)
 	} else {
 		// What stands goes on as it is: its parent may only be called otherwise now.

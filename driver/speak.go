@@ -3,6 +3,7 @@ package driver
 import (
 	"cmp"
 	"context"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -82,6 +83,13 @@ func (l *loop) listen(want Desired, first kernel.State, now time.Time) {
 	slices.SortStableFunc(s.queue, func(a, b utterance) int { return a.at.Compare(b.at) })
 }
 
+// here reports whether an endpoint of this host has the address, and may use it.
+func (s *segment) here(ip netip.Addr) bool {
+	return slices.ContainsFunc(s.endpoints, func(e Endpoint) bool {
+		return e.Joined() && !s.lost[e.ID] && (e.IPv4.Addr() == ip || e.IPv6.Addr() == ip)
+	})
+}
+
 func bindings(network uint32, e Endpoint) []binding {
 	var out []binding
 	for _, a := range e.Addrs() {
@@ -99,11 +107,17 @@ func (l *loop) speak(ctx context.Context, now time.Time) time.Time {
 		b := s.queue[0].binding
 		s.queue = s.queue[1:]
 		g, mac := s.segments[b.Network], s.bindings[b]
-		if g == nil || g.Speaker == "" || mac.IsZero() {
+		if g == nil || g.Speaker == "" {
+			continue
+		}
+		if !g.fenced() {
+			if g.here(b.IP) { // without a MAC of its own it has the parent's
+				out = append(out, kernel.Announcement{Dev: g.Speaker, IP: b.IP, MAC: mac})
+			}
 			continue
 		}
 		for _, to := range g.Local {
-			if to != mac {
+			if to != mac && !mac.IsZero() {
 				out = append(out, kernel.Announcement{Dev: g.Speaker, To: to, IP: b.IP, MAC: mac})
 			}
 		}

@@ -12,9 +12,9 @@ import (
 	"github.com/isthmus-net/isthmus/cluster"
 )
 
-// Announce implements Kernel. The frames are unicast: a macvlan in bridge mode
-// delivers them to its sibling, a bridge to the port of that MAC, and nothing
-// reaches the wire.
+// Announce implements Kernel. Frames to one container are unicast: a macvlan in
+// bridge mode delivers them to its sibling, a bridge to the port of that MAC, and
+// nothing reaches the wire. Those to a LAN leave by the parent.
 func (k *Linux) Announce(ctx context.Context, list []Announcement) error {
 	type device struct {
 		index int
@@ -39,6 +39,12 @@ func (k *Linux) Announce(ctx context.Context, list []Announcement) error {
 		if d.index == 0 {
 			continue
 		}
+		if a.MAC.IsZero() {
+			a.MAC = d.mac
+		}
+		if a.To.IsZero() {
+			a.To, d.mac = everybody(a.IP), a.MAC
+		}
 		frame := announceFrame(a, d.mac)
 		to := &unix.SockaddrLinklayer{Ifindex: d.index, Halen: 6}
 		copy(to.Addr[:], a.To[:])
@@ -49,8 +55,16 @@ func (k *Linux) Announce(ctx context.Context, list []Announcement) error {
 	return errors.Join(errs...)
 }
 
-// announceFrame builds the whole Ethernet frame, from the sending link's own
-// MAC so that no bridge learns anything from it.
+// everybody is whom all machines of a link listen to (RFC 826; RFC 2464, section 7).
+func everybody(ip netip.Addr) cluster.MAC {
+	if ip.Is4() {
+		return cluster.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	}
+	return cluster.MAC{0x33, 0x33, 0, 0, 0, 1}
+}
+
+// announceFrame builds the whole Ethernet frame. From the sending link's own MAC
+// no bridge learns anything.
 func announceFrame(a Announcement, from cluster.MAC) []byte {
 	b := append(a.To[:len(a.To):len(a.To)], from[:]...)
 	if a.IP.Is4() {

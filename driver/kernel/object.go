@@ -148,14 +148,14 @@ func CompareKeys(a, b Key) int {
 	return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Dev, b.Dev), cmp.Compare(a.Sub, b.Sub))
 }
 
-// Announcement tells one of the host's own containers that an address has
-// another MAC now: a unicast gratuitous ARP reply, or an unsolicited
-// neighbour advertisement with the override flag.
+// Announcement tells one of the host's own containers, or a LAN, that an address
+// has another MAC now: a gratuitous ARP reply, or an unsolicited neighbour
+// advertisement with the override flag.
 type Announcement struct {
-	Dev string      // link that it is sent from: the network's announcer, or its bridge
-	To  cluster.MAC // the local container
+	Dev string      // link that it is sent from: the network's announcer, its bridge, or its parent
+	To  cluster.MAC // the local container; zero: all of the LAN, whose switches learn where MAC is
 	IP  netip.Addr
-	MAC cluster.MAC
+	MAC cluster.MAC // zero: that of Dev
 }
 
 // ErrNoSandbox says that the path of a sandbox is not, or is no longer, a

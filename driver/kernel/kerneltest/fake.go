@@ -379,7 +379,8 @@ func (f *Fake) Announce(ctx context.Context, list []kernel.Announcement) error {
 		if err := f.fails(ctx, "announce "+a.IP.String()); err != nil {
 			return err
 		}
-		if _, ok := f.link(a.Dev); !ok {
+		_, ours := f.link(a.Dev)
+		if _, others := f.devices[a.Dev]; !ours && !others {
 			return fmt.Errorf("announce from %s: no such link", a.Dev)
 		}
 		f.announced = append(f.announced, a)
