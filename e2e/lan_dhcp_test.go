@@ -34,8 +34,8 @@ type dhcpSite struct {
 }
 
 // dhcp: containers have their addresses and their router from the LAN's own
-// server, which is dnsmasq, and the same address after a restart when the user
-// chose a MAC.
+// server, which is dnsmasq, knows them by their MACs, and keeps their leases
+// whatever becomes of the plugin.
 func (l *lan) dhcp(t *testing.T, dir string) *dhcpSite {
 	d := &dhcpSite{lan: l, hosts: l.Hosts()[:2], dir: dir}
 	d.serve(t)
@@ -45,11 +45,12 @@ func (l *lan) dhcp(t *testing.T, dir string) *dhcpSite {
 	d.chosen = run(t, d.hosts[1], "dhcp-chosen", "dhcp", "--mac-address", dhcpMAC)
 	distinct(t, []*box{d.a, d.b, d.chosen})
 	for _, b := range []*box{d.a, d.b, d.chosen} {
-		if mac := d.lease(t, b.ip4).mac; mac != b.mac {
-			t.Errorf("%s has %s with MAC %s, of which the server has a lease of %q", b.name, b.ip4, b.mac, mac)
-		}
+		d.leased(t, b)
 		if routes := b.must(t, "ip", "route"); !strings.Contains(routes, "default via "+dhcpRouter) {
 			t.Errorf("routes of %s: %s; want the server's router", b.name, routes)
+		}
+		if link := b.must(t, "ip", "link", "show", "eth0"); !strings.Contains(link, "mtu 1400 ") {
+			t.Errorf("eth0 of %s: %s; want the server's MTU", b.name, link)
 		}
 		if err := asked(b.exec).reaches(t, dhcpRouter, d.a.ip4, d.b.ip4); err != nil {
 			t.Errorf("%s: %v", b.name, err)
@@ -62,9 +63,10 @@ func (l *lan) dhcp(t *testing.T, dir string) *dhcpSite {
 
 	was := d.chosen.ip4
 	docker(t, d.chosen.host, "restart", "-t", "0", d.chosen.name)
-	if err := d.chosen.inspect(t.Context()); err != nil || d.chosen.ip4 != was {
-		t.Errorf("after a restart %s has %s, and had %s: %v", d.chosen.name, d.chosen.ip4, was, err)
+	if err := d.chosen.inspect(t.Context()); err != nil || d.chosen.ip4 != was || d.chosen.mac != dhcpMAC {
+		t.Errorf("after a restart %s has %s with MAC %s, and had %s: %v", d.chosen.name, d.chosen.ip4, d.chosen.mac, was, err)
 	}
+	d.leased(t, d.chosen)
 
 	// Leases outlive the plugin's process, in both ways that it can end.
 	was = d.a.ip4
@@ -144,6 +146,19 @@ func (d *dhcpSite) lease(t *testing.T, addr string) dhcpLease {
 		t.Errorf("the server has no lease of %s: %v", addr, err)
 	}
 	return got
+}
+
+// leased waits until the server knows a container by its MAC.
+func (d *dhcpSite) leased(t *testing.T, b *box) {
+	t.Helper()
+	d.lease(t, b.ip4)
+	eventually(t, 15*time.Second, func() error {
+		got, ok, err := d.find(b.ip4)
+		if err == nil && (!ok || got.mac != b.mac) {
+			err = fmt.Errorf("%s has %s with MAC %s, and the server a lease with %q", b.name, b.ip4, b.mac, got.mac)
+		}
+		return err
+	})
 }
 
 // kept: leases are renewed while containers run, and given back when they are
