@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/isthmus-net/isthmus/e2e/lab"
@@ -40,6 +39,7 @@ func lan(ctx context.Context, o options, kinds []lanKind) (err error) {
 	if err != nil {
 		return err
 	}
+	progress("installing the plugin")
 	for _, h := range l.Hosts() {
 		if err := h.InstallPlugin(ctx, ref, "JOIN=host1,host2", "CLUSTER_KEY=only for the benchmark"); err != nil {
 			return err
@@ -56,7 +56,7 @@ func lan(ctx context.Context, o options, kinds []lanKind) (err error) {
 			return err
 		}
 		if !has {
-			fmt.Fprintf(os.Stderr, "this kernel lacks %s, which is left out; -machine has one with it\n", k.name)
+			progress(fmt.Sprintf("this kernel lacks %s, which is left out; -machine has one with it", k.name))
 			continue
 		}
 		var three [3]*path

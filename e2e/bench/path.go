@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"os"
 	"strings"
 	"time"
 
@@ -58,6 +57,7 @@ const plainName = "plain host path"
 
 // containerPath starts a container at both ends, on a network that both hosts have.
 func containerPath(ctx context.Context, l *lab.Lab, name, network string) (*path, error) {
+	progress("starting containers of " + name)
 	p := &path{name: name, asks: l.Host(2)}
 	for i, h := range []*lab.Host{l.Host(2), l.Host(1)} {
 		id, err := h.Docker(ctx, "run", "-d", "--network", network, lab.Image, "box", "serve")
@@ -121,7 +121,7 @@ func (p *path) roundTrips(ctx context.Context, length time.Duration) error {
 // that what is compared is close in time.
 func measure(ctx context.Context, o options, paths []*path) error {
 	for round := range o.rounds {
-		fmt.Fprintf(os.Stderr, "round %d of %d\n", round+1, o.rounds)
+		progress(fmt.Sprintf("round %d of %d", round+1, o.rounds))
 		for _, step := range []func(p *path) error{
 			func(p *path) error { return p.throughput(ctx, one, 1, o.length) },
 			func(p *path) error { return p.throughput(ctx, several, o.streams, o.length) },

@@ -50,6 +50,7 @@ func tunnelPaths(ctx context.Context, l *lab.Lab, plugin string) ([]*path, error
 	if err := l.Swarm(ctx, "overlay"); err != nil {
 		return nil, err
 	}
+	progress("installing the plugin")
 	for _, h := range l.Hosts() {
 		if err := h.InstallPlugin(ctx, ref, "JOIN=host1,host2", "CLUSTER_KEY=only for the benchmark"); err != nil {
 			return nil, err
