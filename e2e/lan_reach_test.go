@@ -35,7 +35,7 @@ var relations = []string{"sibling", "across", "lan", "gateway", "host", "near", 
 
 // A reach says of each relation whether it is (+) or is not (-), by what is
 // written of a mode, whatever a kernel does; ? is where nothing is written. ! is
-// where all kernels up to Linux 7 do other than is written: written is no.
+// where the kernels measured (6.1) do other than is written: written is no.
 type reach struct {
 	of       string
 	straight string // by a switch that sends no frame back to where it came from
