@@ -16,7 +16,7 @@ install: ## what lab, demo and tests need from Debian
 lint: ## formatting, vet, staticcheck, the import rule
 	@scripts/lint
 
-test: ## every test: unit, race, kernel, e2e, machine
+test: ## unit, race, kernel, e2e
 	@scripts/test
 
 test-unit: ## the tests that need nothing but Go
@@ -46,7 +46,7 @@ soak: ## ten minutes of faults on five hosts; needs root
 nightly: ## the simulation and the log under faults, at length
 	@scripts/test nightly
 
-bench: ## against the plain host path and Docker's overlay, on the same engines
+bench: ## against the plain host path and Docker's own drivers, on the same engines
 	@scripts/bench
 
 demo: ## three hosts, the plugin from a registry, one network; stays up

@@ -23,6 +23,35 @@ func TestMachineVXLAN(t *testing.T) {
 	t.Run("nothing-left", func(t *testing.T) { nothingLeft(t, s, before) })
 }
 
+// Documentation/networking/ipvlan.rst of the kernel. That a host and what stands
+// on its own link do not meet is written in docs/underlay.md; ipvlan.rst is silent
+// of the host, and of a switch that returns its frames.
+var ipvlanReach = []reach{
+	// 4.1: "packets are switched and queued to the master device to send out. In
+	// this mode the slaves will RX/TX multicast and broadcast." 5.1: "slaves can
+	// cross-talk among themselves".
+	{of: "l2 bridge",
+		straight: "+ + + + - + + + +",
+		hairpin:  "+ + + + ? + + + +"},
+	// 5.2: "port won't allow cross communication between slaves". Kernels hold only
+	// packets to one receiver to that.
+	{of: "l2 private",
+		straight: "- + + + - ! + + +",
+		hairpin:  "- + + + ? ! + + +"},
+	// 5.3: "port will offload switching functionality to the external entity as
+	// described in 802.1Qbg". Kernels do so for packets to one receiver only.
+	{of: "l2 vepa",
+		straight: "- + + + - ! + + +",
+		hairpin:  "+ + + + ? + + + +"},
+	// 4.2: "routing from that instance [of the master] will be used before packets
+	// are queued on the outbound device. In this mode the slaves will not receive
+	// nor can send multicast / broadcast traffic." Machines of the LAN have routes
+	// to the containers here, as docs/underlay.md asks for.
+	{of: "l3 bridge", straight: "+ + + + - - - - -"},
+	// 4.3: "very similar to the L3 mode except that iptables (conn-tracking) works".
+	{of: "l3s bridge", straight: "+ + + + - - - - -"},
+}
+
 // TestMachineLAN is what a kernel must have for the modes of a LAN: ipvlan in all
 // its modes and flags, VLANs, and networks without a parent. Who reaches whom is
 // what is written of the mode.
