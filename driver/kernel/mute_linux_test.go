@@ -39,7 +39,9 @@ func TestLinuxMute(t *testing.T) {
 	other.sh("ip addr add 10.0.0.32/24 dev is-c2; ip addr add fd02::32/64 nodad dev is-c2; ip link set is-c2 up")
 	reach := func() {
 		t.Helper()
-		other.sh("ping -c 1 -W 5 10.0.0.31; ping -c 1 -W 5 fd02::31")
+		// With -w it asks until it is answered: the kernel gives a link that came up
+		// the routes to its IPv6 addresses a moment later (addrconf_dad_work).
+		other.sh("ping -c 1 -w 5 -i 0.2 10.0.0.31; ping -c 1 -w 5 -i 0.2 fd02::31")
 	}
 	reach()
 	for _, keeps := range []bool{true, false} {
