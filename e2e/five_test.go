@@ -450,8 +450,8 @@ func rejoin(ctx context.Context, h *lab.Host) error {
 // nothing any more, and creates it anew.
 func recreate(ctx context.Context, h *lab.Host, name, subnet string) error {
 	var removed error
-	err := retry(45*time.Second, 500*time.Millisecond, func() error {
-		_, removed = h.Docker(ctx, "network", "rm", name)
+	err := retry(90*time.Second, 500*time.Millisecond, func() error {
+		removed = removeNetwork(h, name)
 		_, err := createNetwork(ctx, h, name, "--subnet", subnet)
 		return err
 	})

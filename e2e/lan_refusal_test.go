@@ -19,7 +19,7 @@ import (
 func (l *lan) refusals(t *testing.T) {
 	h := l.Host(1)
 	before := snapshot(t, h)
-	for _, dev := range []string{"port0", "mine0", "alone0", "docker0v"} {
+	for _, dev := range []string{"port0", "mine0", "alone0", "docker0v", "free0"} {
 		if err := l.AddLink(t.Context(), 1, dev); err != nil {
 			t.Fatal(err)
 		}
@@ -42,7 +42,7 @@ func (l *lan) refusals(t *testing.T) {
 		do   func() error
 		says []string
 	}{
-		{"kernel-lacks-ipvlan", create("-o", "mode=ipvlan", "-o", "parent=eth0"), []string{"ipvlan", "modprobe ipvlan"}},
+		{"kernel-lacks-ipvlan", create("-o", "mode=ipvlan", "-o", "parent=free0"), []string{"ipvlan", "modprobe ipvlan"}},
 		{"kernel-lacks-vlans", create("-o", "mode=macvlan", "-o", "parent=eth0.50"), []string{"vlan", "modprobe 8021q"}},
 		{"no-parent", create("-o", "mode=macvlan"), []string{"parent=", "eth0", "--internal"}},
 		{"parent-of-another-host", create("-o", "mode=macvlan", "-o", "parent.host2=eth0"), []string{"parent.host1="}},
@@ -91,7 +91,7 @@ func (l *lan) refusals(t *testing.T) {
 		l.removeNetwork(t, name, h)
 		forget(t, subnet, h)
 	}
-	lab.Must(t)(h.Exec(t.Context(), "sh", "-ec", "for dev in br9 port0 mine0 alone0 docker0v; do ip link del $dev; done"))
+	lab.Must(t)(h.Exec(t.Context(), "sh", "-ec", "for dev in br9 port0 mine0 alone0 docker0v free0; do ip link del $dev; done"))
 	eventually(t, 15*time.Second, func() error { return unchanged(t.Context(), h, before) })
 }
 

@@ -164,16 +164,30 @@ func (s *site) removeNetwork(t *testing.T, name string, hosts ...*lab.Host) {
 
 // removeNetwork removes a network whose containers are removed. Engines up to
 // 20.10 say that a container is gone before they remove its endpoints
-// (daemon/monitor.go: SetStopped comes before Cleanup), so it asks again.
+// (daemon/monitor.go: SetStopped comes before Cleanup), so it asks again. They
+// also count a network's endpoints wrongly when several come or go at once
+// (libnetwork/endpoint_cnt.go reads and writes without one lock; moby issue
+// 42119): a count that no container explains is set right by a restart.
 func removeNetwork(h *lab.Host, name string) error {
+	ctx, restarted := context.Background(), false
 	for begun := time.Now(); ; time.Sleep(200 * time.Millisecond) {
-		_, err := h.Docker(context.Background(), "network", "rm", name)
+		_, err := h.Docker(ctx, "network", "rm", name)
 		if err == nil || !strings.Contains(err.Error(), "has active endpoints") {
 			return err
 		}
-		if time.Since(begun) > time.Minute {
-			left, _ := h.Docker(context.Background(), "network", "inspect", "-f", "{{json .Containers}}", name)
+		if time.Since(begun) < 20*time.Second {
+			continue
+		}
+		left, _ := h.Docker(ctx, "network", "inspect", "-f", "{{json .Containers}}", name)
+		if restarted || strings.TrimSpace(left) != "{}" {
 			return fmt.Errorf("%w: %s", err, left)
+		}
+		restarted, begun = true, time.Now()
+		if err := h.StopEngine(ctx); err != nil {
+			return err
+		}
+		if err := h.StartEngine(ctx); err != nil {
+			return err
 		}
 	}
 }
