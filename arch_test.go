@@ -22,6 +22,7 @@ var mayImport = map[string][]string{
 	"ledger":        {"cluster", "transport"},
 	"ipam":          {"cluster"},
 	"lan":           {"cluster"},
+	"bgp":           {},
 	"driver":        {"cluster"},
 	"driver/kernel": {"cluster"},
 	"plugin":        {"cluster", "transport", "gossip", "ledger", "ipam", "driver", "driver/kernel", "lan"},
