@@ -33,9 +33,11 @@ type Options struct {
 //	  and what nobody wants and stands in the way of something wanted
 //	links to add or set: bridges, VXLAN devices, veth and dummy, VLANs (outer
 //	  before inner), then macvlan and ipvlan
-//	addresses, FDB entries, neighbours, then routes, to add or set
-//	removals in reverse: routes, neighbours, FDB entries, addresses, links
-//	  (children first), guards
+//	addresses, gateways and uplinks, FDB entries, neighbours, then routes, to add or set
+//	removals in reverse: routes, neighbours, FDB entries, gateways and uplinks,
+//	  addresses, links (children first), guards
+//
+// What else routes comes with the guards.
 //
 // A link's removal takes the links above it with it, and its entries, addresses
 // and routes; going down costs it neighbours, routes and IPv6 addresses, and a new
@@ -344,12 +346,14 @@ func sameLink(l, w Link) bool {
 }
 
 // ops sorts operations by the kind of their object.
-type ops struct{ guards, links, addrs, fdb, neigh, fib []Op }
+type ops struct{ guards, links, addrs, ways, fdb, neigh, fib []Op }
 
 func (o *ops) append(op Op) {
 	switch op.Object.(type) {
-	case Guard:
+	case Guard, Pool, Passage, Source, Publish:
 		o.guards = append(o.guards, op)
+	case Gateway, Uplink:
+		o.ways = append(o.ways, op)
 	case Link:
 		o.links = append(o.links, op)
 	case Addr:
@@ -373,15 +377,15 @@ func (o *ops) sorted(direction int) []Op {
 	slices.SortFunc(o.links[early:], func(a, b Op) int {
 		return direction * compareLinks(a.Object.(Link), b.Object.(Link))
 	})
-	for _, list := range [][]Op{o.guards, o.addrs, o.fdb, o.neigh, o.fib} {
+	for _, list := range [][]Op{o.guards, o.addrs, o.ways, o.fdb, o.neigh, o.fib} {
 		slices.SortFunc(list, func(a, b Op) int {
 			return direction * CompareKeys(a.Object.Key(), b.Object.Key())
 		})
 	}
 	if direction < 0 {
-		return slices.Concat(o.fib, o.neigh, o.fdb, o.addrs, o.links, o.guards)
+		return slices.Concat(o.fib, o.neigh, o.fdb, o.ways, o.addrs, o.links, o.guards)
 	}
-	return slices.Concat(o.guards, o.links, o.addrs, o.fdb, o.neigh, o.fib)
+	return slices.Concat(o.guards, o.links, o.addrs, o.ways, o.fdb, o.neigh, o.fib)
 }
 
 // compareLinks puts what stands below before what stands on it. The name of a
