@@ -213,7 +213,7 @@ func (k *Linux) writeOwnTables(want State) error {
 		t := &nftables.Table{Name: TableName, Family: own.family}
 		conn.AddTable(t) // deleting what is not there would fail
 		conn.DelTable(t)
-		routes := own.family == nftables.TableFamilyINet && len(routed.chains) > 0
+		routes := own.family == nftables.TableFamilyINet && len(routed.sets) > 0
 		if len(guards) == 0 && !routes {
 			continue
 		}

@@ -81,13 +81,13 @@ func renderRouting(state State) ruleset {
 	for _, c := range []ruleChain{
 		{name: "arrive", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, hookName: "prerouting", priority: -305, rules: s.arrive()},
 		{name: "deliver", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, hookName: "input", priority: -305, rules: s.spoofed()},
-		{name: "route", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, hookName: "forward", priority: -305, rules: s.route()},
+		{name: "pass", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, hookName: "forward", priority: -305, rules: s.route()},
 		{name: "leave", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, hookName: "postrouting", priority: -305, rules: s.leave()},
 		// Before those of others, at -100 and 100: the first one that translates counts.
 		{name: "published", rules: s.published()},
 		{name: "publish", typ: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, hookName: "prerouting", priority: -105, rules: s.publish()},
 		{name: "publish_own", typ: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, hookName: "output", priority: -105, rules: s.publishOwn()},
-		{name: "masquerade", rules: s.masquerade()},
+		{name: "translate", rules: s.masquerade()},
 		{name: "egress", typ: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, hookName: "postrouting", priority: 95, rules: s.egress()},
 	} {
 		if len(c.rules) > 0 {
@@ -135,6 +135,7 @@ func sorted(state State) (s routing) {
 		return cmp.Or(a.Host.Compare(b.Host), cmp.Compare(a.Proto, b.Proto))
 	})
 	slices.Sort(s.tunnels)
+	s.tunnels = slices.Compact(s.tunnels)
 	return s
 }
 
@@ -247,17 +248,17 @@ func (s routing) internal(network uint32) bool {
 	return slices.ContainsFunc(s.pools, func(p Pool) bool { return p.Network == network && p.Internal })
 }
 
-// intervals turns pools, sorted and apart, into elements. As nft does it, an end
-// is said only where the next one does not begin there.
+// intervals turns pools, sorted and apart, into elements. The kernel wants the end
+// of each said, even if the next one begins there.
 func intervals(pools []Pool, jump func(Pool) string) (out []element) {
-	for i, p := range pools {
+	for _, p := range pools {
 		first, after := p.Prefix.Addr(), lastOf(p.Prefix).Next()
 		e := element{text: p.Prefix.String(), key: first.AsSlice(), jump: jump(p)}
 		if e.jump != "" {
 			e.text += " : jump " + e.jump
 		}
 		out = append(out, e)
-		if after.IsValid() && (i+1 == len(pools) || pools[i+1].Prefix.Addr() != after) {
+		if after.IsValid() {
 			out = append(out, element{key: after.AsSlice(), end: true})
 		}
 	}

@@ -98,54 +98,37 @@ func (s routing) publishOwn() []rule {
 	return []rule{is(families[1].daddr(netip.MustParsePrefix("::1/128"), true), back()), is(jump("published"))}
 }
 
-// masquerade takes no port of the host's tunnels for another flow: its answers
-// would be taken for packets of a tunnel.
+// masquerade leaves no flow the port of the host's tunnels: its answers would be
+// taken for packets of a tunnel.
 func (s routing) masquerade() (out []rule) {
-	if len(s.tunnels) > 0 && slices.ContainsFunc(s.pools, translated) {
-		first, last := freePorts(s.tunnels)
-		out = append(out, is(masqueradeUDP(first, last)))
+	if !slices.ContainsFunc(s.pools, translated) && len(s.publishes) == 0 {
+		return nil
 	}
-	if slices.ContainsFunc(s.pools, translated) || len(s.publishes) > 0 {
-		out = append(out, is(masquerade()))
+	for _, port := range s.tunnels {
+		out = append(out, is(masqueradeFrom(port)))
 	}
-	return out
+	return append(out, is(masquerade()))
 }
 
 func translated(p Pool) bool { return p.NAT && !p.Internal }
 
-// freePorts is the largest range without tunnels, which are sorted.
-func freePorts(tunnels []uint16) (first, last uint16) {
-	start := 1024
-	for _, end := range append(slices.Clone(tunnels), 0) {
-		upTo := int(end) - 1
-		if end == 0 {
-			upTo = 65535
-		}
-		if upTo-start > int(last)-int(first) {
-			first, last = uint16(start), uint16(upTo)
-		}
-		start = max(start, upTo+2)
-	}
-	return first, last
-}
-
 // egress translates what leaves.
 func (s routing) egress() (out []rule) {
 	if len(s.publishes) > 0 {
-		out = append(out, is(oifname("gateways"), families[0].saddr(netip.MustParsePrefix("127.0.0.0/8"), true), dnatted(), jump("masquerade")))
+		out = append(out, is(oifname("gateways"), families[0].saddr(netip.MustParsePrefix("127.0.0.0/8"), true), dnatted(), jump("translate")))
 	}
 	for _, p := range s.pools {
 		f := familyOf(p.Prefix)
 		if len(s.publishes) > 0 && !p.Internal {
 			// By its host's address to a neighbour, who would answer directly.
-			out = append(out, is(f.saddr(p.Prefix, true), f.daddr(p.Prefix, true), dnatted(), jump("masquerade")))
+			out = append(out, is(f.saddr(p.Prefix, true), f.daddr(p.Prefix, true), dnatted(), jump("translate")))
 		}
 		if translated(p) {
 			r := is(f.saddr(p.Prefix, true), f.daddrIn("pools"+f.digit, false))
 			for _, not := range f.notRouted {
 				r.statements = append(r.statements, f.daddr(not, false))
 			}
-			r.statements = append(r.statements, jump("masquerade"))
+			r.statements = append(r.statements, jump("translate"))
 			out = append(out, r)
 		}
 	}

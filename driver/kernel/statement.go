@@ -145,16 +145,16 @@ func clamp() statement {
 	}}
 }
 
-// masquerade gives a packet the address of the link that it leaves by. With
-// ports, its source port is one of them.
+// masquerade gives a packet the address of the link that it leaves by.
 func masquerade() statement { return statement{"masquerade", []expr.Any{&expr.Masq{}}} }
 
-func masqueradeUDP(first, last uint16) statement {
-	return statement{fmt.Sprintf("meta l4proto udp masquerade to :%d-%d", first, last), []expr.Any{
+// masqueradeFrom does so with UDP of a port, and gives it another port.
+func masqueradeFrom(port uint16) statement {
+	return statement{fmt.Sprintf("udp sport %d masquerade fully-random", port), []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equals(unix.IPPROTO_UDP),
-		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, first)},
-		&expr.Immediate{Register: 2, Data: binary.BigEndian.AppendUint16(nil, last)},
-		&expr.Masq{ToPorts: true, RegProtoMin: 1, RegProtoMax: 2},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2},
+		equals(binary.BigEndian.AppendUint16(nil, port)...),
+		&expr.Masq{FullyRandom: true},
 	}}
 }
 
