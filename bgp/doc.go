@@ -22,7 +22,7 @@
 // says how many were left out. Rejected routes are kept by the library and
 // cost memory, so each session takes at most Config.ReceiveMax of either
 // family: a router that sends more is cut off, its session reported, and tried
-// again after a minute. Below that a full table sent by mistake costs some
+// again after five minutes. Below that a full table sent by mistake costs some
 // memory and nothing else; the session and what is announced stay. Routes of
 // one router are never passed on to another: this host is no transit.
 //

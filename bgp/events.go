@@ -30,6 +30,9 @@ func (s *Speaker) changed(e *apiutil.WatchEventMessage_PeerEvent, _ time.Time) {
 	}
 	state := e.Peer.State
 	s.sessions.update(state.NeighborAddress, func(x *session) {
+		if !x.added {
+			return
+		}
 		log := s.log.WithField("router", x.peer.Name())
 		if state.SessionState == bgp.BGP_FSM_ESTABLISHED {
 			x.awaits, x.graceful = agreed(state.RemoteCap, s.config.Restart > 0)

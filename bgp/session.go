@@ -60,7 +60,7 @@ type session struct {
 	state     State
 	since     time.Time
 	lastError string
-	added     bool      // the library knows of it
+	added     bool      // the library knows of it; else its events are old
 	unsigned  bool      // the password could not be set
 	flooded   bool      // the router sent too much
 	until     time.Time // not before then is it added again

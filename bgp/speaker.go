@@ -256,6 +256,9 @@ func (s *Speaker) cut(ctx context.Context, lib *server.BgpServer, x *session) {
 // add makes the library open a session; with a password, only one that is
 // signed in both directions.
 func (s *Speaker) add(ctx context.Context, lib *server.BgpServer, x *session) {
+	s.sessions.mu.Lock()
+	x.added = true // before the first event comes
+	s.sessions.mu.Unlock()
 	err := lib.AddPeer(ctx, &api.AddPeerRequest{Peer: s.config.neighbor(x.peer)})
 	addr := x.peer.Addr
 	if err == nil && x.peer.Interface != "" {
@@ -266,13 +269,13 @@ func (s *Speaker) add(ctx context.Context, lib *server.BgpServer, x *session) {
 	x.unsigned = false
 	switch {
 	case err != nil && x.peer.Interface != "":
-		x.until = time.Now().Add(findPause)
+		x.added, x.until = false, time.Now().Add(findPause)
 		x.lastError = fmt.Sprintf("find the router on %s: %v; it must be the only one there, and send router advertisements", x.peer.Interface, err)
 	case err != nil:
-		x.until = time.Now().Add(findPause)
+		x.added, x.until = false, time.Now().Add(findPause)
 		x.lastError = fmt.Sprintf("add %s: %v", x.peer.Name(), err)
 	default:
-		x.added, x.addr = true, addr
+		x.addr = addr
 		s.sessions.enter(x, Connecting)
 	}
 	s.sessions.mu.Unlock()
@@ -293,13 +296,16 @@ func (s *Speaker) add(ctx context.Context, lib *server.BgpServer, x *session) {
 func (s *Speaker) remove(ctx context.Context, lib *server.BgpServer, x *session) error {
 	s.sessions.mu.Lock()
 	addr := x.addr
+	x.added = false // its last events mean nothing any more
 	s.sessions.mu.Unlock()
-	if err := lib.DeletePeer(ctx, &api.DeletePeerRequest{Address: addr.String()}); err != nil {
-		return fmt.Errorf("close the session with %s: %w", x.peer.Name(), err)
-	}
+	err := lib.DeletePeer(ctx, &api.DeletePeerRequest{Address: addr.String()})
 	s.sessions.mu.Lock()
 	defer s.sessions.mu.Unlock()
-	x.added, x.accepted = false, 0
+	if err != nil {
+		x.added = true
+		return fmt.Errorf("close the session with %s: %w", x.peer.Name(), err)
+	}
+	x.accepted = 0
 	return nil
 }
 

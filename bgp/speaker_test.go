@@ -18,7 +18,12 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	isolate()
+	// The library closes the queue to a router and does not always wait for it
+	// to be read empty: that goroutine stays.
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/eapache/channels.(*InfiniteChannel).infiniteBuffer"))
+}
 
 // These tests run two or more speakers on loopback addresses: one listens as
 // the router does, the other connects.
@@ -123,7 +128,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("never: %s", what)
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 
@@ -137,20 +142,20 @@ func (n *node) wantState(t *testing.T, state State) {
 // wantImports waits until what was delivered last is the given set.
 func (n *node) wantImports(t *testing.T, want []Route) {
 	t.Helper()
-	var last []Route
 	eventually(t, fmt.Sprintf("imported are %v", want), func() bool {
 		sets := n.imports()
-		if len(sets) == 0 {
-			return false
-		}
-		last = sets[len(sets)-1]
-		return slices.Equal(last, want)
+		return len(sets) > 0 && slices.Equal(sets[len(sets)-1], want)
 	})
 }
 
 func (n *node) wantProblem(t *testing.T, parts ...string) {
 	t.Helper()
 	var got Session
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("asked for the problem %q, the last status was %+v", parts, got)
+		}
+	})
 	eventually(t, fmt.Sprintf("AS %d reports %q", n.config.AS, parts), func() bool {
 		got = n.session()
 		return !slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(got.Problem, p) })
