@@ -118,7 +118,7 @@ func (s *Speaker) Status() Status {
 			var c counts
 			for _, f := range p.GetAfiSafis() {
 				c.announced += int(f.GetState().GetAdvertised())
-				c.received += int(f.GetState().GetReceived())
+				c.received += int(f.GetState().GetAccepted()) // without those of this host that come back
 			}
 			if s.config.BFD {
 				c.bfd = strings.ToLower(strings.TrimPrefix(p.GetState().GetBfdState().GetSessionState().String(), "BFD_SESSION_STATE_"))

@@ -133,8 +133,12 @@ func (r *router) routes(t *testing.T) []string {
 			t.Fatal(err)
 		}
 		for _, route := range all {
-			via, onLink := netip.AddrFromSlice(route.Gw)
-			if route.Via != nil || route.Dst == nil || !onLink || via.IsLinkLocalUnicast() {
+			gateway := route.Gw
+			if other, ok := route.Via.(*netlink.Via); ok {
+				gateway = other.Addr
+			}
+			via, ok := netip.AddrFromSlice(gateway)
+			if route.Dst == nil || !ok || via.IsLinkLocalUnicast() {
 				continue
 			}
 			out = append(out, route.Dst.String()+" via "+via.Unmap().String())
@@ -195,11 +199,9 @@ func (r *router) watch(t *testing.T) (lost func() []string) {
 
 // frr makes a router of AS 65000 at the first address, with the host at the
 // second as its neighbour.
-func frr(t *testing.T, at, host, more string) *router {
+func frr(t *testing.T, at, host string) *router {
 	t.Helper()
-	r := newRouter(t, "FRR")
-	r.giveTo(t, "frr")
-	conf := r.write(t, "bgpd.conf", fmt.Sprintf(`
+	return frrWith(t, fmt.Sprintf(`
 router bgp 65000
  bgp router-id %[1]s
  no bgp ebgp-requires-policy
@@ -216,12 +218,26 @@ router bgp 65000
  address-family ipv6 unicast
   neighbor %[2]s activate
  exit-address-family
-%[4]s`, at, host, password, more))
-	api := filepath.Join(r.dir, "zserv.api")
-	common := []string{"-z", api, "--vty_socket", r.dir, "-P", "0", "--log", "stdout"}
-	r.daemons = [][]string{
-		append([]string{"/usr/lib/frr/zebra", "-f", r.write(t, "zebra.conf", "\n"), "-i", filepath.Join(r.dir, "zebra.pid")}, common...),
-		append([]string{"/usr/lib/frr/bgpd", "-f", conf, "-i", filepath.Join(r.dir, "bgpd.pid")}, common...),
+`, at, host, password))
+}
+
+// frrWith makes a router of FRR with the given configuration of BGP.
+func frrWith(t *testing.T, conf string, more ...string) *router {
+	t.Helper()
+	r := newRouter(t, "FRR")
+	r.giveTo(t, "frr")
+	r.write(t, "zebra.conf", "\n")
+	r.write(t, "bfdd.conf", "\n")
+	r.write(t, "bgpd.conf", conf)
+	for _, name := range append([]string{"zebra", "bgpd"}, more...) {
+		line := []string{
+			"/usr/lib/frr/" + name, "-f", filepath.Join(r.dir, name+".conf"), "-i", filepath.Join(r.dir, name+".pid"),
+			"-z", filepath.Join(r.dir, "zserv.api"), "--vty_socket", r.dir, "--log", "stdout",
+		}
+		if name == "bfdd" {
+			line = append(line, "--bfdctl", filepath.Join(r.dir, "bfdd.sock"))
+		}
+		r.daemons = append(r.daemons, append(line, "-P", "0"))
 	}
 	return r
 }
@@ -276,13 +292,14 @@ func hostConfig(t *testing.T, host, router string, change func(*Settings)) Confi
 // TestRouters goes through the life of a host beside each router.
 func TestRouters(t *testing.T) {
 	for i, kind := range []string{"FRR", "BIRD"} {
+		i++
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			at, host := fmt.Sprintf("10.77.%d.1", i), fmt.Sprintf("10.77.%d.2", i)
 			at6, host6 := fmt.Sprintf("fd77:%d::1", i), fmt.Sprintf("fd77:%d::2", i)
 			var r *router
 			if kind == "FRR" {
-				r = frr(t, at, host, "")
+				r = frr(t, at, host)
 			} else {
 				r = bird(t, at, host)
 			}
@@ -363,8 +380,70 @@ func (r *router) wantCommunities(t *testing.T) {
 	}
 }
 
+// TestBFD: a link that dies in silence is noticed long before the hold time.
+func TestBFD(t *testing.T) {
+	t.Parallel()
+	const at, host = "10.79.0.1", "10.79.0.2"
+	r := frrWith(t, fmt.Sprintf(`
+router bgp 65000
+ bgp router-id %[1]s
+ no bgp ebgp-requires-policy
+ neighbor %[2]s remote-as 65001
+ neighbor %[2]s bfd
+`, at, host), "bfdd")
+	join(t, "rbfd", r.space, []string{host + "/24"}, []string{at + "/24"})
+	r.start(t)
+	n := start(t, hostConfig(t, host, at, func(s *Settings) { *s = Settings{AS: s.AS, RouterID: s.RouterID, Peers: s.Peers, BFD: "on"} }))
+	announce(t, n, Route{prefix("10.32.0.0/24"), addr(host)})
+	r.wantRoutes(t, "10.32.0.0/24 via "+host)
+	eventually(t, "BFD is up", func() bool { return n.session().BFD == "up" })
+
+	r.in(t, func() error {
+		l, err := netlink.LinkByName("host")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetDown(l)
+	})
+	n.wantProblem(t, "BFD") // within a minute; the hold time is 90 s
+}
+
+// TestUnnumbered: the router is whoever is found on an interface, and IPv4
+// prefixes are behind IPv6 addresses.
+func TestUnnumbered(t *testing.T) {
+	t.Parallel()
+	r := frrWith(t, `
+router bgp 65000
+ bgp router-id 10.80.0.1
+ no bgp ebgp-requires-policy
+ no bgp network import-check
+ neighbor host interface remote-as 65001
+ address-family ipv4 unicast
+  network 0.0.0.0/0
+ exit-address-family
+ address-family ipv6 unicast
+  neighbor host activate
+ exit-address-family
+`)
+	join(t, "rlink", r.space, []string{"fd80::2/64"}, []string{"fd80::1/64"})
+	c := hostConfig(t, "10.80.0.2", "rlink", func(s *Settings) { s.Passwords, s.TTLSecurity = "", "off" })
+	n := start(t, c)
+	announce(t, n, Route{prefix("fd32::/64"), addr("fd80::2")}, Route{prefix("10.32.0.0/24"), addr("fd80::2")})
+	n.wantProblem(t, "find the router on rlink")
+	r.start(t)
+	r.wantRoutes(t, "fd32::/64 via fd80::2", "10.32.0.0/24 via fd80::2")
+	eventually(t, "the default route is imported", func() bool {
+		got := n.Status().Imported
+		return len(got) == 1 && got[0].NextHop.Zone() == "rlink"
+	})
+	if got := n.session(); got.Peer != "rlink" || got.Address.Zone() != "rlink" {
+		t.Errorf("session: %+v", got)
+	}
+}
+
 // TestFullTableByMistake: a router begins to send all that it knows.
 func TestFullTableByMistake(t *testing.T) {
+	t.Parallel()
 	const size, limit = 50_000, 20_000
 	at, host := "10.78.0.1", "10.78.0.2"
 	r := bird(t, at, host)

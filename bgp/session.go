@@ -27,7 +27,7 @@ type Session struct {
 	State     State      `json:"state"`
 	Since     time.Time  `json:"since"`               // when State began
 	Announced int        `json:"announced"`           // prefixes the router was told
-	Received  int        `json:"received"`            // routes the router sent
+	Received  int        `json:"received"`            // routes the router sent, but for those of this host
 	Accepted  int        `json:"accepted"`            // of these, what Config.Import lets in
 	Graceful  bool       `json:"graceful,omitempty"`  // the router agreed to keep routes while this host restarts
 	BFD       string     `json:"bfd,omitempty"`       // state of BFD, if asked for
