@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -76,9 +77,98 @@ func forward(dev string, ipv6 bool) error {
 
 const allForwarding = "run sysctl -w net.ipv6.conf.all.forwarding=1, and sysctl -w net.ipv6.conf.LINK.accept_ra=2 for links that get their routes from router advertisements"
 
-// setGateway sets the sysctls of a link of ours; what is removed gets back those
-// that a new link has.
+// bridgeFiltered reports whether br_netfilter shows bridged frames to the
+// firewall of the calling thread's network namespace.
+func bridgeFiltered() bool {
+	for _, name := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
+		if b, err := os.ReadFile("/proc/sys/net/bridge/" + name); err == nil && strings.TrimSpace(string(b)) == "1" {
+			return true
+		}
+	}
+	return false
+}
+
+// oneWay lists the ports, by their bridges, that send nothing back to where it came
+// from. With br_netfilter, a container that asks for its own published port is led
+// back to itself while its frames are still bridged, which only a port in hairpin
+// mode lets happen.
+func (k *Linux) oneWay() (map[int][]int, error) {
+	req := k.request(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+	req.AddData(nl.NewIfInfomsg(unix.AF_BRIDGE))
+	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	if err != nil {
+		return nil, fmt.Errorf("list bridge ports: %w", err)
+	}
+	out := map[int][]int{}
+	for _, m := range msgs {
+		attrs, err := nl.ParseRouteAttr(m[unix.SizeofIfInfomsg:])
+		if err != nil {
+			return nil, fmt.Errorf("list bridge ports: %w", err)
+		}
+		master, hairpin := 0, true
+		for _, a := range attrs {
+			switch a.Attr.Type &^ unix.NLA_F_NESTED {
+			case unix.IFLA_MASTER:
+				master = int(nl.NativeEndian().Uint32(a.Value))
+			case unix.IFLA_PROTINFO:
+				inner, err := nl.ParseRouteAttr(a.Value)
+				if err != nil {
+					return nil, fmt.Errorf("list bridge ports: %w", err)
+				}
+				for _, i := range inner {
+					if i.Attr.Type == nl.IFLA_BRPORT_MODE {
+						hairpin = i.Value[0] == 1
+					}
+				}
+			}
+		}
+		if index := int(nl.DeserializeIfInfomsg(m).Index); master != 0 && master != index && !hairpin {
+			out[master] = append(out[master], index)
+		}
+	}
+	return out, nil
+}
+
+// setGateway sets the sysctls of a link of ours, and the mode of its ports; what is
+// removed gets back those that a new link has.
 func (k *Linux) setGateway(action Action, g Gateway) error {
+	if err := k.setSysctls(action, g); err != nil || action == Remove {
+		return err
+	}
+	lacks, err := k.lacksHairpin([]Gateway{g})
+	if err != nil {
+		return err
+	}
+	for _, index := range lacks[g.Dev] {
+		port := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index}}
+		if err := k.h.LinkSetHairpin(port, true); err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EOPNOTSUPP) { // it went meanwhile
+			return fmt.Errorf("set hairpin mode of a port of %s: %w", g.Dev, err)
+		}
+	}
+	return nil
+}
+
+// lacksHairpin lists the ports of gateways that need to be in hairpin mode and are
+// not, by gateway.
+func (k *Linux) lacksHairpin(gateways []Gateway) (map[string][]int, error) {
+	filtered := false
+	if err := inside(int(k.ns), func() error { filtered = bridgeFiltered(); return nil }); err != nil || !filtered || len(gateways) == 0 {
+		return nil, err
+	}
+	ports, err := k.oneWay()
+	if err != nil {
+		return nil, err
+	}
+	out := map[string][]int{}
+	for _, g := range gateways {
+		if l, err := k.h.LinkByName(g.Dev); err == nil {
+			out[g.Dev] = ports[l.Attrs().Index]
+		}
+	}
+	return out, nil
+}
+
+func (k *Linux) setSysctls(action Action, g Gateway) error {
 	return inside(int(k.ns), func() error {
 		if _, err := netlink.LinkByName(g.Dev); err != nil {
 			if errors.As(err, &netlink.LinkNotFoundError{}) && action == Remove {

@@ -203,7 +203,7 @@ func (own table) read(conn *nftables.Conn, t *nftables.Table, comments map[strin
 // writeOwnTables replaces our tables by what want says; where that is nothing,
 // there is no table.
 func (k *Linux) writeOwnTables(want State) error {
-	guards, _ := split(want)
+	guards := guardsOf(want)
 	routed := renderRouting(want)
 	conn, err := nftables.New(nftables.WithNetNSFd(int(k.ns)))
 	if err != nil {

@@ -224,17 +224,15 @@ var ownSets, ownChains = func() (sets, chains []string) {
 	return sets, chains
 }()
 
-// split parts a state into guards and the rest.
-func split(state State) (guards, routing State) {
-	guards, routing = State{}, State{}
+// guardsOf leaves out what is no guard.
+func guardsOf(state State) State {
+	guards := State{}
 	for k, o := range state {
 		if _, ok := o.(Guard); ok {
 			guards[k] = o
-		} else {
-			routing[k] = o
 		}
 	}
-	return guards, routing
+	return guards
 }
 
 // configured sets right, of a run of operations, what is no rule: sysctls, and
@@ -266,28 +264,24 @@ func (k *Linux) configured(ops []Op, before State) error {
 	return errors.Join(errs...)
 }
 
-// dumpConfigured marks as broken what lacks its sysctls.
+// dumpConfigured marks as broken what lacks its sysctls, or ports that lack their mode.
 func (k *Linux) dumpConfigured(state State) error {
-	_, routing := split(state)
-	if !slices.ContainsFunc(slices.Collect(maps.Values(routing)), func(o Object) bool {
-		switch o.(type) {
-		case Gateway, Uplink:
-			return true
-		}
-		return false
-	}) {
+	routing := sorted(state)
+	if len(routing.gateways)+len(routing.uplinks) == 0 {
 		return nil
 	}
+	lacks, err := k.lacksHairpin(routing.gateways)
+	if err != nil {
+		return err
+	}
 	return inside(int(k.ns), func() error {
-		for _, o := range routing {
-			switch o := o.(type) {
-			case Gateway:
-				o.Broken = !forwards(o.Dev, o.IPv6) || readConf("ipv4", o.Dev, "route_localnet") != "1"
-				state.Put(o)
-			case Uplink:
-				o.Broken = !forwards(o.Dev, o.IPv6)
-				state.Put(o)
-			}
+		for _, g := range routing.gateways {
+			g.Broken = !forwards(g.Dev, g.IPv6) || readConf("ipv4", g.Dev, "route_localnet") != "1" || len(lacks[g.Dev]) > 0
+			state.Put(g)
+		}
+		for _, u := range routing.uplinks {
+			u.Broken = !forwards(u.Dev, u.IPv6)
+			state.Put(u)
 		}
 		return nil
 	})

@@ -20,14 +20,12 @@ import (
 // bridge of somebody else, whose FORWARD policy is DROP.
 type site struct {
 	*space
-	t                 *testing.T
-	k                 *kernel.Linux
-	want              kernel.State
-	world             *space // beyond eth0
-	one, mate         *space // in network 1, 10.1.0.0/16 and fd01::/64
-	two               *space // in network 2, 10.2.0.0/16 and fd02::/64
-	theirs            *space // behind the bridge of somebody else, 172.17.0.0/16
-	forbidden, routed string
+	k         *kernel.Linux
+	want      kernel.State
+	world     *space // beyond eth0
+	one, mate *space // in network 1, 10.1.0.0/16 and fd01::/64
+	two       *space // in network 2, 10.2.0.0/16 and fd02::/64
+	theirs    *space // behind the bridge of somebody else, 172.17.0.0/16
 }
 
 const (
@@ -35,8 +33,21 @@ const (
 	fast      = 250 * time.Millisecond // after which what does not come is dropped
 )
 
+// eachSite runs a test with br_netfilter looking at bridged frames, and without.
+func eachSite(t *testing.T, test func(t *testing.T, s *site)) {
+	for name, value := range map[string]int{"br_netfilter": 1, "plain": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			s.sh("for f in iptables ip6tables; do echo %d > /proc/sys/net/bridge/bridge-nf-call-$f; done", value)
+			apply(t, s.k, s.want)
+			test(t, s)
+		})
+	}
+}
+
 func newSite(t *testing.T) *site {
-	s := &site{space: newSpace(t), t: t, world: newSpace(t), one: newSpace(t), mate: newSpace(t), two: newSpace(t), theirs: newSpace(t)}
+	s := &site{space: newSpace(t), world: newSpace(t), one: newSpace(t), mate: newSpace(t), two: newSpace(t), theirs: newSpace(t)}
 	s.sh("iptables-nft -P FORWARD DROP; ip6tables-nft -P FORWARD DROP; for t in iptables-nft ip6tables-nft; do $t -N DOCKER-USER; $t -A FORWARD -j DOCKER-USER; done")
 	// As Docker does for a network of its own.
 	s.sh("iptables-nft -A FORWARD -o br0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; iptables-nft -A FORWARD -i br0 ! -o br0 -j ACCEPT")
@@ -161,7 +172,10 @@ func (s *space) lacks(network, address string) {
 // own, although Docker's policy is to drop; networks do not reach each other.
 func TestLinuxEgress(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	eachSite(t, testEgress)
+}
+
+func testEgress(t *testing.T, s *site) {
 	s.world.whoami("world", worldPort)
 	s.two.whoami("two", 80)
 	s.mate.whoami("mate", 80)
@@ -230,7 +244,10 @@ func TestLinuxEgress(t *testing.T) {
 // Published ports answer whoever asks, under the addresses that they are for.
 func TestLinuxPublish(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	eachSite(t, testPublish)
+}
+
+func testPublish(t *testing.T, s *site) {
 	s.one.whoami("one", 80)
 	s.mate.whoami("mate", 80)
 	s.want.Put(publish("tcp", "0.0.0.0:8080", "10.1.0.2:80"), publish("udp", "0.0.0.0:8080", "10.1.0.2:80"),
@@ -246,6 +263,7 @@ func TestLinuxPublish(t *testing.T) {
 		s.two.gets(network, "192.0.2.1:8080", "one 10.2.0.2")          // another network
 		s.two.gets(network, "[2001:db8::1]:8080", "one fd02::2")       //
 		s.mate.gets(network, "192.0.2.1:8080", "one 10.1.0.1")         // a neighbour
+		s.one.gets(network, "192.0.2.1:8080", "one 10.1.0.1")          // itself
 		s.two.gets(network, "10.2.0.1:8080", "one 10.2.0.2")           // by its gateway
 		s.theirs.gets(network, "192.0.2.1:8080", "one 172.17.0.2")     // a network of Docker's
 	}
@@ -310,7 +328,10 @@ func TestLinuxPublish(t *testing.T) {
 // A container has its own addresses only, and learns in time what its routes carry.
 func TestLinuxSources(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	eachSite(t, testSources)
+}
+
+func testSources(t *testing.T, s *site) {
 	s.want.Put(kernel.Source{Dev: "is-b1", IP: addr("10.1.0.2")}, kernel.Source{Dev: "is-b1", IP: addr("fd01::2")})
 	apply(t, s.k, s.want)
 	s.world.whoami("world", worldPort)
