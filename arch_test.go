@@ -25,7 +25,7 @@ var mayImport = map[string][]string{
 	"bgp":           {},
 	"driver":        {"cluster"},
 	"driver/kernel": {"cluster"},
-	"plugin":        {"cluster", "transport", "gossip", "ledger", "ipam", "driver", "driver/kernel", "lan"},
+	"plugin":        {"cluster", "transport", "gossip", "ledger", "ipam", "driver", "driver/kernel", "lan", "bgp"},
 	"e2e":           {"cluster"},
 	"sim":           {}, // its tests drive the pure parts of ledger and ipam
 }

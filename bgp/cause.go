@@ -15,6 +15,9 @@ var causes = map[string]func(p Peer, as uint32, field func(string) slog.Value) s
 	"failed to connect": func(p Peer, _ uint32, field func(string) slog.Value) string {
 		return unreachable(p, fmt.Sprint(field("Error").Any()))
 	},
+	"outgoing connection IO error": func(p Peer, as uint32, _ func(string) slog.Value) string {
+		return disowned(p, as)
+	},
 	"sent notification": func(p Peer, as uint32, field func(string) slog.Value) string {
 		return refusal(p, as, uint8(field("Code").Int64()), uint8(field("Subcode").Int64()), true)
 	},
@@ -67,6 +70,8 @@ func refusal(p Peer, as uint32, code, subcode uint8, sent bool) string {
 		return who + ": both have the same router id; set BGP_ROUTER_ID to another"
 	case is(bgp.BGP_ERROR_CEASE, bgp.BGP_ERROR_SUB_MAXIMUM_NUMBER_OF_PREFIXES_REACHED) && !sent:
 		return who + ": this host announces more prefixes than the router allows; raise its maximum-prefix"
+	case is(bgp.BGP_ERROR_CEASE, bgp.BGP_ERROR_SUB_ADMINISTRATIVE_RESET) && sent: // only BFD makes it do so
+		return who + ": BFD hears nothing from it; look at the link, and at BFD of the router"
 	case code == bgp.BGP_ERROR_CEASE && !sent:
 		return fmt.Sprintf("%s: it was shut down or reconfigured there (%s)", who, said)
 	case code == bgp.BGP_ERROR_HOLD_TIMER_EXPIRED && sent:

@@ -54,6 +54,8 @@
 //     this process restarts. Session.Graceful says what was agreed.
 //   - A wrong password looks like a router that is switched off: the kernel
 //     drops what is not signed as expected, without an answer.
+//   - A router is found on an interface by its router advertisements. This host
+//     sends none: name its link-local address at the router, or a listen range.
 //   - Only the best of several routes to a prefix is imported.
 //   - gobgp keeps some of its options in variables of the process: all
 //     speakers of one process share them. Only tests run two.

@@ -15,6 +15,8 @@ import (
 const (
 	// connectRetry is the pause between attempts to connect, in seconds.
 	connectRetry = 5
+	// idleHold is the pause after this host ended a session, in seconds.
+	idleHold = 5
 	// deferral is how long a restarted speaker waits for routers that do not
 	// come back before it announces to those that did, in seconds.
 	deferral = 5
@@ -36,7 +38,7 @@ func (c Config) neighbor(p Peer) *api.Peer {
 		Conf:      &api.PeerConf{PeerAsn: p.AS, AuthPassword: string(p.Password), NeighborInterface: p.Interface},
 		Transport: &api.Transport{RemotePort: uint32(p.Port)},
 		Timers: &api.Timers{Config: &api.TimersConfig{
-			HoldTime: uint64(c.Hold / time.Second), KeepaliveInterval: uint64(c.Hold / time.Second / 3), ConnectRetry: connectRetry,
+			HoldTime: uint64(c.Hold / time.Second), KeepaliveInterval: uint64(c.Hold / time.Second / 3), ConnectRetry: connectRetry, IdleHoldTimeAfterReset: idleHold,
 		}},
 		EbgpMultihop:    &api.EbgpMultihop{Enabled: p.Multihop > 0, MultihopTtl: uint32(p.Multihop)},
 		TtlSecurity:     &api.TtlSecurity{Enabled: p.TTLSecurity, TtlMin: 255},

@@ -152,20 +152,24 @@ func (s *Speaker) drive(ctx context.Context, lib *server.BgpServer) error {
 	ticker := time.NewTicker(beat)
 	defer ticker.Stop()
 	settleBy := time.Now().Add(Settle)
-	settled := false
+	settled, behind := false, false
 	s.dirty.Store(true) // the first set may be empty, and is told as well
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-s.wanted:
+			behind = true
 		case <-ticker.C:
 		}
 		s.mu.Lock()
 		want, stated := s.want, s.stated
 		s.mu.Unlock()
-		if err := s.announce(lib, held, want); err != nil {
-			s.log.WithError(err).Error("announcing to routers failed")
+		if behind {
+			err := s.announce(lib, held, want)
+			if behind = err != nil; behind {
+				s.log.WithError(err).Error("announcing to routers failed")
+			}
 		}
 		if stated {
 			s.tend(ctx, lib)
@@ -229,9 +233,7 @@ func (s *Speaker) tend(ctx context.Context, lib *server.BgpServer) {
 		case flooded:
 			s.cut(ctx, lib, x)
 		case replaced:
-			if err := s.remove(ctx, lib, x); err != nil {
-				s.log.WithError(err).Error("looking again for a router failed")
-			}
+			s.forget(ctx, lib, x)
 		case due:
 			s.add(ctx, lib, x)
 		}
@@ -289,6 +291,17 @@ func (s *Speaker) add(ctx context.Context, lib *server.BgpServer, x *session) {
 	s.sessions.mu.Lock()
 	defer s.sessions.mu.Unlock()
 	x.until = time.Now().Add(signPause)
+	s.sessions.enter(x, Waiting)
+}
+
+// forget makes the next beat look for another router on an interface.
+func (s *Speaker) forget(ctx context.Context, lib *server.BgpServer, x *session) {
+	if err := s.remove(ctx, lib, x); err != nil {
+		s.log.WithError(err).Error("looking again for a router failed")
+		return
+	}
+	s.sessions.mu.Lock()
+	defer s.sessions.mu.Unlock()
 	s.sessions.enter(x, Waiting)
 }
 

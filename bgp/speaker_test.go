@@ -459,6 +459,19 @@ func TestWrongPassword(t *testing.T) {
 	}
 }
 
+// A session that could not be signed as asked is none.
+func TestPasswordThatTheKernelRefuses(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t, 17)
+	a.Peers[0].Password = Secret(strings.Repeat("x", maxPassword+1))
+	router, host := start(t, a), start(t, b)
+	announce(t, host, numbered(1)...)
+	announce(t, router)
+	router.wantProblem(t, "set the password of 127.0.17.2: invalid argument", "refused")
+	router.wantState(t, Waiting)
+	host.wantProblem(t, "refused the session")
+}
+
 func TestPortInUse(t *testing.T) {
 	t.Parallel()
 	a, _ := pair(t, 15)
