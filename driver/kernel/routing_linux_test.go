@@ -402,3 +402,36 @@ func TestLinuxForwarding(t *testing.T) {
 func do(k *kernel.Linux, t *testing.T, want kernel.State) error {
 	return k.Do(t.Context(), kernel.Diff(mustDump(t, k), want, kernel.Options{}))
 }
+
+// All that a typical host has goes into the kernel and comes back, nft can read it,
+// and other tools' rules are as before.
+func TestLinuxRoutingReadsBack(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	s.sh("for d in eth0 eth1; do ip link add $d type veth peer name peer-$d; ip link set $d up; done; echo 1 > /proc/sys/net/ipv4/conf/eth0/forwarding; echo 1 > /proc/sys/net/ipv6/conf/eth0/force_forwarding")
+	s.sh("iptables-nft -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE; nft 'add table ip theirs; add set ip theirs gateways { type ipv4_addr; elements = { 10.1.0.1 } }'")
+	theirs := s.sh("nft list ruleset")
+	k := s.open()
+	want := typical()
+	for _, dev := range []string{"is-b1", "is-b2", "is-p0123456789a"} {
+		want.Put(kernel.Link{Name: dev, Kind: kernel.Bridge, MTU: 1500})
+	}
+	for port := range uint16(1500) { // more than one message holds
+		want.Put(kernel.Publish{Proto: "tcp", Host: netip.AddrPortFrom(netip.IPv4Unspecified(), 20000+port), To: netip.AddrPortFrom(addr("10.1.0.2"), 20000+port)})
+	}
+	apply(t, k, want)
+	// In nft's own words and order: what testdata says, but for counters and comments.
+	table := s.sh("nft list table inet isthmus")
+	for _, part := range []string{"10.2.0.0/16 : jump into_2", "iifname . ip saddr != @sources4", "dnat ip to ip daddr . meta l4proto . th dport map @ports4",
+		"fib daddr type local dnat ip6 to meta l4proto . th dport map @every6", "tcp . 21499 : 10.1.0.2 . 21499", "127.0.0.1 . sctp . 3868 : 10.1.0.4 . 3868",
+		`"is-p0123456789a" . 10.3.0.7`, "meta pkttype != host return", "255.255.0.0/16 : jump from_5"} {
+		contains(t, table, part)
+	}
+	delete(want, kernel.Source{Dev: "is-p0123456789a", IP: addr("10.3.0.7")}.Key())
+	s.sh("nft flush table inet isthmus")
+	apply(t, k, want)
+	apply(t, k, stateOf())
+	if left := s.sh("nft list ruleset"); left != theirs {
+		t.Errorf("was\n%s\nis\n%s", theirs, left)
+	}
+}
