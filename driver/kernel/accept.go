@@ -198,9 +198,9 @@ func (k *Linux) acceptForward(action Action, dev string) error {
 	return nil
 }
 
-// warnLegacy says once that Docker's rules are where we cannot write.
+// warnLegacy says once of bridges, and once of what is routed, that Docker's rules are where we cannot write.
 func (k *Linux) warnLegacy(filters []filter, dev string) {
-	if k.warned || filters[0].target == dockerChains[0] {
+	if k.warned[dev == routedName] || filters[0].target == dockerChains[0] {
 		return
 	}
 	var names []byte
@@ -211,7 +211,7 @@ func (k *Linux) warnLegacy(filters []filter, dev string) {
 	if err != nil || !bytes.Contains(names, []byte("filter\n")) {
 		return
 	}
-	k.warned = true
+	k.warned[dev == routedName] = true
 	match := fmt.Sprintf("-i %s -o %s", dev, dev)
 	if dev == routedName {
 		match = fmt.Sprintf("-m mark --mark %#x/%#x", Mark, Mark)

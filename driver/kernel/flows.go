@@ -13,7 +13,7 @@ import (
 // the old one, or the host itself, as long as it does. (TCP finds out by itself.)
 // A zero To is none.
 func (k *Linux) forgetFlows(ports []Publish) error {
-	byFamily := map[bool]movedPorts{}
+	byFamily := map[bool][]Publish{}
 	for _, p := range ports {
 		if p.Proto != "tcp" {
 			byFamily[p.Host.Addr().Is4()] = append(byFamily[p.Host.Addr().Is4()], p)
@@ -23,8 +23,17 @@ func (k *Linux) forgetFlows(ports []Publish) error {
 		return nil
 	}
 	return inside(int(k.ns), func() error {
+		own, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+		if err != nil {
+			return err
+		}
+		local := map[netip.Addr]bool{}
+		for _, a := range own {
+			local[addrOf(a.IP)] = true
+		}
 		var errs []error
-		for four, moved := range byFamily {
+		for four, list := range byFamily {
+			moved := movedPorts{list, local}
 			family := netlink.InetFamily(unix.AF_INET6)
 			if four {
 				family = unix.AF_INET
@@ -38,18 +47,20 @@ func (k *Linux) forgetFlows(ports []Publish) error {
 	})
 }
 
-// movedPorts matches the flows to any of them that do not go to its target.
-type movedPorts []Publish
+// movedPorts matches the flows to ports of this host that do not go to their target.
+type movedPorts struct {
+	ports []Publish
+	local map[netip.Addr]bool // addresses of this host
+}
 
 func (m movedPorts) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	for _, p := range m {
+	for _, p := range m.ports {
 		host, to := addrOf(flow.Forward.DstIP), netip.AddrPortFrom(addrOf(flow.Reverse.SrcIP), flow.Reverse.SrcPort)
 		if flow.Forward.Protocol != protocols[p.Proto] || flow.Forward.DstPort != p.Host.Port() || to == p.To {
 			continue
 		}
-		// Of a port at all addresses, what was translated elsewhere is somebody
-		// else's, unless it was ours before.
-		if host == p.Host.Addr() || p.Host.Addr().IsUnspecified() {
+		// What others send through this host to the same port elsewhere goes on.
+		if host == p.Host.Addr() || p.Host.Addr().IsUnspecified() && (m.local[host] || host.IsLoopback()) {
 			return true
 		}
 	}

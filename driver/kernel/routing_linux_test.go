@@ -234,6 +234,14 @@ func testEgress(t *testing.T, s *site) {
 		s.one.gets("tcp", "192.0.2.2:7000", "world 192.0.2.1")
 	}
 
+	// What saves and restores rules turns our mark into another form.
+	s.sh("for t in iptables-nft ip6tables-nft; do $t-save | $t-restore; done")
+	contains(t, s.sh("iptables-nft -S DOCKER-USER"), "-A DOCKER-USER -m mark --mark 0x10000000/0x10000000 -m comment --comment \"isthmus routed\" -j ACCEPT")
+	if ops := apply(t, s.k, s.want); len(ops) != 0 {
+		t.Errorf("not recognised after restoring:\n%s", text(ops))
+	}
+	s.one.gets("tcp", "192.0.2.2:7000", "world 192.0.2.1")
+
 	// Nothing is left of it.
 	apply(t, s.k, stateOf())
 	if out := s.sh("nft list ruleset"); strings.Contains(out, "isthmus") {
@@ -314,8 +322,13 @@ func testPublish(t *testing.T, s *site) {
 		})
 	}
 	answers("one 192.0.2.2")
+	s.world.whoami("world", 8080)
+	s.two.gets("udp", "192.0.2.2:8080", "world 192.0.2.1")
 	s.want.Put(publish("udp", "0.0.0.0:8080", "10.1.0.3:80"))
 	apply(t, s.k, s.want)
+	if flows := s.sh("cat /proc/net/nf_conntrack"); !strings.Contains(flows, "dst=192.0.2.2 ") || strings.Contains(flows, "src=192.0.2.2 dst=192.0.2.1 sport=5000 dport=8080 src=10.1.0.2") {
+		t.Errorf("a flow through this host is gone, or one to the old target is not:\n%s", flows)
+	}
 	answers("mate 192.0.2.2")
 	delete(s.want, publish("udp", "0.0.0.0:8080", "10.1.0.3:80").Key())
 	apply(t, s.k, s.want)
