@@ -12,7 +12,8 @@ import (
 type Options struct {
 	// KeepRemote keeps FDB and neighbour entries that nobody wants, as long as
 	// their link is wanted, the peers admitted, as long as strangers shall be
-	// dropped, and routes through other hosts: what was learned from other hosts is not pruned
+	// dropped, pools of networks that are not wanted here, as long as anything is
+	// routed, and routes through other hosts: what was learned from other hosts is not pruned
 	// before the view of the cluster has settled. A link that nobody wants goes
 	// even so, since networks are the user's word and not the cluster's.
 	KeepRemote bool
@@ -140,20 +141,32 @@ func withLeft(have, want State, leave func(Object) Object) State {
 
 // withRemote adds to want the entries of have on wanted links, but the stale
 // ones and those whose VTEP is of another family than the link is to have;
-// the peers admitted, but stale ones, where strangers shall be dropped; and the
-// routes through other hosts, but stale ones and those on links of ours that go.
+// the peers admitted, but stale ones, where strangers shall be dropped; the pools of
+// other networks, but stale ones, where there is a gateway; and the routes through other hosts, but stale ones and those on links of ours that go.
 func withRemote(have, want State, stale func(Object) bool) State {
 	out := maps.Clone(want)
-	fenced := false
+	fenced, routed, wanted := false, false, map[uint32]bool{}
 	for _, w := range want {
-		g, ok := w.(Guard)
-		fenced = fenced || ok && g.Rule == DropStrangers
+		switch w := w.(type) {
+		case Guard:
+			fenced = fenced || w.Rule == DropStrangers
+		case Gateway:
+			routed = true
+		case Pool:
+			wanted[w.Network] = true
+		}
 	}
 	for k, h := range have {
 		if g, ok := h.(Guard); ok && g.Rule == Admit {
 			if _, ok := out[k]; !ok && fenced && (stale == nil || !stale(g)) {
 				g.Broken = false
 				out[k] = g
+			}
+			continue
+		}
+		if p, ok := h.(Pool); ok {
+			if _, ok := out[k]; !ok && routed && !wanted[p.Network] && (stale == nil || !stale(p)) {
+				out[k] = p
 			}
 			continue
 		}

@@ -3,6 +3,7 @@ package kernel_test
 import (
 	"context"
 	"flag"
+	"maps"
 	"net/netip"
 	"os"
 	"strings"
@@ -125,6 +126,23 @@ func TestDiffRouting(t *testing.T) {
 	}
 	if again := kernel.Diff(mustState(t, f), want, kernel.Options{}); len(again) > 0 {
 		t.Errorf("second difference:\n%s", text(again))
+	}
+	// Before the cluster is heard, the pools of others are not forgotten; those of a
+	// network that is wanted are as they are wanted.
+	settling := maps.Clone(want)
+	for _, p := range []string{"10.3.0.0/16", "255.255.0.0/16", "fd01::/64"} {
+		delete(settling, kernel.Pool{Prefix: netip.MustParsePrefix(p)}.Key())
+	}
+	ops = kernel.Diff(mustState(t, f), settling, kernel.Options{KeepRemote: true})
+	if len(ops) != 1 || ops[0].String() != "del pool fd01::/64 network 1 nat" {
+		t.Errorf("while settling:\n%s", text(ops))
+	}
+	stale := func(o kernel.Object) bool { p, ok := o.(kernel.Pool); return ok && p.Network == 5 }
+	if ops = kernel.Diff(mustState(t, f), settling, kernel.Options{KeepRemote: true, Stale: stale}); len(ops) != 2 {
+		t.Errorf("with a stale one:\n%s", text(ops))
+	}
+	if ops = kernel.Diff(mustState(t, f), settling, kernel.Options{}); len(ops) != 3 {
+		t.Errorf("settled:\n%s", text(ops))
 	}
 	ops = kernel.Diff(mustState(t, f), stateOf(), kernel.Options{})
 	clear(at)
