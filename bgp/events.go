@@ -35,7 +35,8 @@ func (s *Speaker) changed(e *apiutil.WatchEventMessage_PeerEvent, _ time.Time) {
 		}
 		log := s.log.WithField("router", x.peer.Name())
 		if state.SessionState == bgp.BGP_FSM_ESTABLISHED {
-			x.awaits, x.graceful = agreed(state.RemoteCap, s.config.Restart > 0)
+			x.speaks, x.graceful = agreed(state.RemoteCap, s.config.Restart > 0)
+			x.awaits = x.speaks
 			if s.sessions.enter(x, Established) {
 				log.Info("BGP session is up")
 			}
@@ -57,27 +58,26 @@ func (s *Speaker) changed(e *apiutil.WatchEventMessage_PeerEvent, _ time.Time) {
 	})
 }
 
-// agreed reads what a router offered when the session began: of which families
-// it will say that it has said all, and whether it keeps routes of a neighbour
-// that restarts.
-func agreed(offered []bgp.ParameterCapabilityInterface, restart bool) (awaits families, graceful bool) {
+// agreed reads what a router offered when the session began: which families it
+// speaks, and whether it keeps routes of a neighbour that restarts.
+func agreed(offered []bgp.ParameterCapabilityInterface, restart bool) (speaks families, graceful bool) {
 	for _, c := range offered {
 		switch c := c.(type) {
 		case *bgp.CapMultiProtocol:
 			switch c.CapValue {
 			case bgp.RF_IPv4_UC:
-				awaits |= ipv4
+				speaks |= ipv4
 			case bgp.RF_IPv6_UC:
-				awaits |= ipv6
+				speaks |= ipv6
 			}
 		case *bgp.CapGracefulRestart:
 			graceful = restart
 		}
 	}
-	if awaits == 0 {
-		awaits = ipv4 // RFC 4760: what is meant without a word
+	if speaks == 0 {
+		speaks = ipv4 // RFC 4760: what is meant without a word
 	}
-	return awaits, graceful
+	return speaks, graceful
 }
 
 // saidAll takes the mark at the end of a router's routes of one family.
@@ -104,20 +104,19 @@ func (s *Speaker) Status() Status {
 	s.mu.Unlock()
 
 	type counts struct {
-		announced, received int
-		bfd                 string
+		received int
+		bfd      string
 	}
 	known := map[netip.Addr]counts{}
 	if lib != nil {
 		// It fails only when the library has just ended: there are no counts then.
-		_ = lib.ListPeer(context.Background(), &api.ListPeerRequest{EnableAdvertised: true}, func(p *api.Peer) {
+		_ = lib.ListPeer(context.Background(), &api.ListPeerRequest{}, func(p *api.Peer) {
 			addr, err := netip.ParseAddr(p.GetState().GetNeighborAddress())
 			if err != nil {
 				return
 			}
 			var c counts
 			for _, f := range p.GetAfiSafis() {
-				c.announced += int(f.GetState().GetAdvertised())
 				c.received += int(f.GetState().GetAccepted()) // without those of this host that come back
 			}
 			if s.config.BFD {
@@ -131,8 +130,26 @@ func (s *Speaker) Status() Status {
 	for _, x := range s.sessions.all {
 		c := known[x.addr]
 		r := x.report(c.received, out.LeftOut)
-		r.Announced, r.BFD = c.announced, c.bfd
+		r.BFD = c.bfd
+		if x.state == Established {
+			r.Announced = carried(out.Announced, x.speaks)
+		}
 		out.Sessions = append(out.Sessions, r)
 	}
 	return out
+}
+
+// carried counts the routes of some families. The library would count by a
+// walk through all its routes, under the lock that sessions wait for.
+func carried(routes []Route, speaks families) (n int) {
+	for _, r := range routes {
+		family := ipv6
+		if r.Prefix.Addr().Is4() {
+			family = ipv4
+		}
+		if speaks&family != 0 {
+			n++
+		}
+	}
+	return n
 }

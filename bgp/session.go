@@ -26,7 +26,7 @@ type Session struct {
 	Password  Secret     `json:"password"`
 	State     State      `json:"state"`
 	Since     time.Time  `json:"since"`               // when State began
-	Announced int        `json:"announced"`           // prefixes the router was told
+	Announced int        `json:"announced"`           // prefixes of the families that the session carries
 	Received  int        `json:"received"`            // routes the router sent, but for those of this host
 	Accepted  int        `json:"accepted"`            // of these, what Config.Import lets in
 	Graceful  bool       `json:"graceful,omitempty"`  // the router agreed to keep routes while this host restarts
@@ -64,6 +64,7 @@ type session struct {
 	unsigned  bool      // the password could not be set
 	flooded   bool      // the router sent too much
 	until     time.Time // not before then is it added again
+	speaks    families  // what the session carries
 	awaits    families  // of which the router has not said all
 	graceful  bool
 	accepted  int
