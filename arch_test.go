@@ -22,9 +22,10 @@ var mayImport = map[string][]string{
 	"ledger":        {"cluster", "transport"},
 	"ipam":          {"cluster"},
 	"lan":           {"cluster"},
+	"bgp":           {},
 	"driver":        {"cluster"},
 	"driver/kernel": {"cluster"},
-	"plugin":        {"cluster", "transport", "gossip", "ledger", "ipam", "driver", "driver/kernel", "lan"},
+	"plugin":        {"cluster", "transport", "gossip", "ledger", "ipam", "driver", "driver/kernel", "lan", "bgp"},
 	"e2e":           {"cluster"},
 	"sim":           {}, // its tests drive the pure parts of ledger and ipam
 }

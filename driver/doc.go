@@ -64,6 +64,22 @@
 // network. It is kept in intent, and address management finds out by Live when it
 // is used no more.
 //
+// # Routed networks
+//
+// The modes whose Join answer has a gateway bring their own way out and publish
+// ports themselves. None is built yet; what they take is here, pure or held by
+// itself:
+//
+//	egress.go        the networks that this host routes for, to kernel objects
+//	ports.go         what the engine says of -p, checked
+//	ports_hold.go    the ports of the host, each held by a socket: all that an
+//	                 endpoint asks for, or nothing; what ProgramExternalConnectivity
+//	                 asks again replaces, Leave and Revoke release
+//
+// A published port is stored with its endpoint, so that the next process holds the
+// same ones; a conflict then is a Problem, and at Join an error with the name of who
+// has it. SCTP is published on kernels without SCTP too: these only forward it.
+//
 // # Traps
 //
 //   - A macvlan child moves into the container; its absence from the host's

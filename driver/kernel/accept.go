@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"github.com/google/nftables/xt"
 	"golang.org/x/sys/unix"
 )
 
@@ -108,10 +110,45 @@ func (k *Linux) dumpAccepts(state State) error {
 			all, any = all && right, any || present
 		}
 		if any || all {
-			state.Put(Guard{Dev: dev, Rule: AcceptForward, Broken: !all})
+			g := Guard{Dev: dev, Rule: AcceptForward, Broken: !all}
+			if dev == routedName {
+				g.Dev, g.Rule = "", AcceptRouted
+			}
+			state.Put(g)
 		}
 	}
 	return nil
+}
+
+// routedName stands for what our own table marked, instead of a link's name.
+const routedName = "routed"
+
+func acceptName(g Guard) string {
+	if g.Rule == AcceptRouted {
+		return routedName
+	}
+	return g.Dev
+}
+
+// accepts is the rule of dev, as iptables-nft would write it, so that it can read
+// the chain.
+func accepts(dev string) []expr.Any {
+	if dev == routedName {
+		// "-m mark --mark MARK/MARK -j ACCEPT": the match of xtables, with mark,
+		// mask and no inversion. Versions differ in whether they know nftables' own.
+		info := xt.Unknown(slices.Concat(native32(Mark), native32(Mark), make([]byte, 8)))
+		return []expr.Any{&expr.Match{Name: "mark", Rev: 1, Info: &info}, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept}}
+	}
+	// "-i DEV -o DEV -j ACCEPT": the name with one zero byte.
+	name := append([]byte(dev), 0)
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
+		&expr.Counter{},
+		&expr.Verdict{Kind: expr.VerdictAccept},
+	}
 }
 
 // acceptForward adds or removes the accept rules of dev. Only the filter
@@ -144,20 +181,10 @@ func (k *Linux) acceptForward(action Action, dev string) error {
 			}
 		}
 		if action != Remove && f.target != "" {
-			// As iptables-nft writes "-i DEV -o DEV -j ACCEPT", so that it can
-			// read the chain: the name with one zero byte, and a counter.
-			name := append([]byte(dev), 0)
 			conn.InsertRule(&nftables.Rule{
 				Table: table, Chain: &nftables.Chain{Name: f.target},
 				UserData: userdata.AppendString(nil, userdata.TypeComment, commentPrefix+dev),
-				Exprs: []expr.Any{
-					&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
-					&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
-					&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
-					&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
-					&expr.Counter{},
-					&expr.Verdict{Kind: expr.VerdictAccept},
-				},
+				Exprs:    accepts(dev),
 			})
 		}
 	}
@@ -171,9 +198,9 @@ func (k *Linux) acceptForward(action Action, dev string) error {
 	return nil
 }
 
-// warnLegacy says once that Docker's rules are where we cannot write.
+// warnLegacy says once of bridges, and once of what is routed, that Docker's rules are where we cannot write.
 func (k *Linux) warnLegacy(filters []filter, dev string) {
-	if k.warned || filters[0].target == dockerChains[0] {
+	if k.warned[dev == routedName] || filters[0].target == dockerChains[0] {
 		return
 	}
 	var names []byte
@@ -184,6 +211,10 @@ func (k *Linux) warnLegacy(filters []filter, dev string) {
 	if err != nil || !bytes.Contains(names, []byte("filter\n")) {
 		return
 	}
-	k.warned = true
-	k.log.WithField("bridge", dev).Warnf("the firewall of this host is iptables-legacy, which isthmus does not change: if containers cannot reach others on their own host or elsewhere, run: iptables-legacy -I DOCKER-USER -i %s -o %s -j ACCEPT", dev, dev)
+	k.warned[dev == routedName] = true
+	match := fmt.Sprintf("-i %s -o %s", dev, dev)
+	if dev == routedName {
+		match = fmt.Sprintf("-m mark --mark %#x/%#x", Mark, Mark)
+	}
+	k.log.WithField("link", dev).Warnf("the firewall of this host is iptables-legacy, which isthmus does not change: if containers cannot reach others on their own host or elsewhere, run: iptables-legacy -I DOCKER-USER %s -j ACCEPT, and the same with ip6tables-legacy", match)
 }

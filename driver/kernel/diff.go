@@ -12,7 +12,8 @@ import (
 type Options struct {
 	// KeepRemote keeps FDB and neighbour entries that nobody wants, as long as
 	// their link is wanted, the peers admitted, as long as strangers shall be
-	// dropped, and routes through other hosts: what was learned from other hosts is not pruned
+	// dropped, pools of networks that are not wanted here, as long as anything is
+	// routed, and routes through other hosts: what was learned from other hosts is not pruned
 	// before the view of the cluster has settled. A link that nobody wants goes
 	// even so, since networks are the user's word and not the cluster's.
 	KeepRemote bool
@@ -33,9 +34,11 @@ type Options struct {
 //	  and what nobody wants and stands in the way of something wanted
 //	links to add or set: bridges, VXLAN devices, veth and dummy, VLANs (outer
 //	  before inner), then macvlan and ipvlan
-//	addresses, FDB entries, neighbours, then routes, to add or set
-//	removals in reverse: routes, neighbours, FDB entries, addresses, links
-//	  (children first), guards
+//	addresses, gateways and uplinks, FDB entries, neighbours, then routes, to add or set
+//	removals in reverse: routes, neighbours, FDB entries, gateways and uplinks,
+//	  addresses, links (children first), guards
+//
+// What else routes comes with the guards.
 //
 // A link's removal takes the links above it with it, and its entries, addresses
 // and routes; going down costs it neighbours, routes and IPv6 addresses, and a new
@@ -138,20 +141,32 @@ func withLeft(have, want State, leave func(Object) Object) State {
 
 // withRemote adds to want the entries of have on wanted links, but the stale
 // ones and those whose VTEP is of another family than the link is to have;
-// the peers admitted, but stale ones, where strangers shall be dropped; and the
-// routes through other hosts, but stale ones and those on links of ours that go.
+// the peers admitted, but stale ones, where strangers shall be dropped; the pools of
+// other networks, but stale ones, where there is a gateway; and the routes through other hosts, but stale ones and those on links of ours that go.
 func withRemote(have, want State, stale func(Object) bool) State {
 	out := maps.Clone(want)
-	fenced := false
+	fenced, routed, wanted := false, false, map[uint32]bool{}
 	for _, w := range want {
-		g, ok := w.(Guard)
-		fenced = fenced || ok && g.Rule == DropStrangers
+		switch w := w.(type) {
+		case Guard:
+			fenced = fenced || w.Rule == DropStrangers
+		case Gateway:
+			routed = true
+		case Pool:
+			wanted[w.Network] = true
+		}
 	}
 	for k, h := range have {
 		if g, ok := h.(Guard); ok && g.Rule == Admit {
 			if _, ok := out[k]; !ok && fenced && (stale == nil || !stale(g)) {
 				g.Broken = false
 				out[k] = g
+			}
+			continue
+		}
+		if p, ok := h.(Pool); ok {
+			if _, ok := out[k]; !ok && routed && !wanted[p.Network] && (stale == nil || !stale(p)) {
+				out[k] = p
 			}
 			continue
 		}
@@ -344,12 +359,14 @@ func sameLink(l, w Link) bool {
 }
 
 // ops sorts operations by the kind of their object.
-type ops struct{ guards, links, addrs, fdb, neigh, fib []Op }
+type ops struct{ guards, links, addrs, ways, fdb, neigh, fib []Op }
 
 func (o *ops) append(op Op) {
 	switch op.Object.(type) {
-	case Guard:
+	case Guard, Pool, Passage, Source, Publish:
 		o.guards = append(o.guards, op)
+	case Gateway, Uplink:
+		o.ways = append(o.ways, op)
 	case Link:
 		o.links = append(o.links, op)
 	case Addr:
@@ -373,15 +390,15 @@ func (o *ops) sorted(direction int) []Op {
 	slices.SortFunc(o.links[early:], func(a, b Op) int {
 		return direction * compareLinks(a.Object.(Link), b.Object.(Link))
 	})
-	for _, list := range [][]Op{o.guards, o.addrs, o.fdb, o.neigh, o.fib} {
+	for _, list := range [][]Op{o.guards, o.addrs, o.ways, o.fdb, o.neigh, o.fib} {
 		slices.SortFunc(list, func(a, b Op) int {
 			return direction * CompareKeys(a.Object.Key(), b.Object.Key())
 		})
 	}
 	if direction < 0 {
-		return slices.Concat(o.fib, o.neigh, o.fdb, o.addrs, o.links, o.guards)
+		return slices.Concat(o.fib, o.neigh, o.fdb, o.ways, o.addrs, o.links, o.guards)
 	}
-	return slices.Concat(o.guards, o.links, o.addrs, o.fdb, o.neigh, o.fib)
+	return slices.Concat(o.guards, o.links, o.addrs, o.ways, o.fdb, o.neigh, o.fib)
 }
 
 // compareLinks puts what stands below before what stands on it. The name of a

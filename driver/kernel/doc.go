@@ -38,6 +38,35 @@
 // to stand on it, and Watch signals what happens to the links named to Heed. A
 // parent of somebody else is never changed; not even set up.
 //
+// # Routed networks
+//
+// What a host holds of networks that it is the router of (routing.go) is in the
+// same table and transaction as the guards, in chains and sets of its own:
+//
+//	Gateway   a link of ours, on which its containers are
+//	Uplink    a link of somebody else, by which they reach the world
+//	Pool      a subnet of the cluster: what is apart, and keeps its addresses
+//	Passage   two networks that are not apart
+//	Source    what may be sent from
+//	Publish   a port of the host that is a container's
+//
+// ruleset.go and ruleset_chains.go say purely which rules that makes
+// (testdata/routing.nft holds those of a typical host), statement.go has the words,
+// nft_routing.go writes and reads. Uplinks, sources and ports are read from the
+// sets, pools and passages from the comments of rules; what is found must be all that
+// these would make, or the table is written again.
+//
+// What our table lets pass is marked (Mark), and one rule in Docker's chain accepts
+// what is marked (AcceptRouted). So Docker's FORWARD policy and its rules for its
+// own networks stay what they are. In a backend without such chains, as Docker's own
+// tables in nftables are, nothing drops what Docker does not know, and there is no
+// rule; in iptables-legacy, which is out of reach, the operator adds that one rule.
+//
+// Forwarding is switched on for single links, never for all (forwarding.go). A
+// gateway has besides it route_localnet, which makes 127.0.0.1 of the host lead to
+// published ports; nothing that comes in by it reaches 127.0.0.0/8. IPv6 has nothing
+// like it: ::1 leads nowhere.
+//
 // # Traps
 //
 //   - Removing a link removes all that stands on it: macvlan, ipvlan and VLAN links,
@@ -75,6 +104,19 @@
 //   - What a guarded device receives is dropped in nftables, not by the link:
 //     the macvlan children, which take their frames before that, still get
 //     theirs. A device whose guard cannot be set is not brought up.
+//   - A gateway for IPv6 needs a link-local address on its link: without one the
+//     kernel solicits no neighbour for what it forwards, and says nothing.
+//   - With br_netfilter, addresses are translated while frames are still bridged. A
+//     container that asks for its own published port needs its bridge port in
+//     hairpin mode then; Gateway sees to it.
+//   - Forwarding is asked of the link that a packet comes in by: without that of the
+//     Uplink, answers are lost.
+//   - A set of intervals wants the end of each, even where the next one begins, and
+//     takes no interval inside another.
+//   - A masqueraded flow may keep its source port, and that of a tunnel must not be
+//     one: its answers would be untracked, and the tunnel's.
+//   - Replacing the table does not touch connections: their translation is with
+//     connection tracking. UDP to a port with a new target is made to forget.
 //   - An accept in a table of ours does not override a drop in another one;
 //     hence the rule in Docker's chain.
 //   - Rules of others are never parsed beyond their comment: libraries fail on

@@ -322,4 +322,8 @@ func TestLinuxForwardLegacy(t *testing.T) {
 	if n := strings.Count(out.String(), "level=warning"); n != 1 {
 		t.Errorf("%d warnings: %s", n, out.String())
 	}
+	// Of what is routed it is one rule, whatever the links.
+	want.Put(kernel.Guard{Rule: kernel.AcceptRouted})
+	apply(t, k, want)
+	contains(t, out.String(), "iptables-legacy -I DOCKER-USER -m mark --mark 0x10000000/0x10000000 -j ACCEPT")
 }

@@ -46,7 +46,7 @@ type Linux struct {
 	mu      sync.Mutex
 	heeded  atomic.Pointer[map[string]bool]
 	granted map[string]bool // AcceptForward guards that needed no rule, see accept.go
-	warned  bool            // of iptables-legacy
+	warned  map[bool]bool   // of iptables-legacy; true: for what is routed
 }
 
 var _ Kernel = (*Linux)(nil)
@@ -56,7 +56,7 @@ var _ Kernel = (*Linux)(nil)
 func Open(c Config) (*Linux, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	k := &Linux{log: c.Log, dir: cmp.Or(c.Sandboxes, Sandboxes), ns: netns.None(), send: -1, granted: map[string]bool{}, raw: map[int]*nl.SocketHandle{}}
+	k := &Linux{log: c.Log, dir: cmp.Or(c.Sandboxes, Sandboxes), ns: netns.None(), send: -1, granted: map[string]bool{}, warned: map[bool]bool{}, raw: map[int]*nl.SocketHandle{}}
 	if err := k.open(); err != nil {
 		k.Close()
 		return nil, fmt.Errorf("open kernel: %w", err)
@@ -156,16 +156,20 @@ func (k *Linux) Do(ctx context.Context, ops []Op) error {
 		}
 		var err error
 		switch o := op.Object.(type) {
-		case Guard:
-			// A run of guards is one transaction.
+		case Guard, Pool, Passage, Source, Publish, Gateway, Uplink:
+			// A run of what is in our tables is one transaction.
 			n := i + 1
-			for n < len(ops) && ops[n].Object.Key().Type == key.Type {
+			for n < len(ops) && inTables(ops[n].Object) {
 				n++
 			}
-			if err := k.guard(ops[i:n]); err != nil {
-				errs = append(errs, err)
+			tables, others := k.guard(ops[i:n])
+			if others != nil {
+				errs = append(errs, others)
+			}
+			if tables != nil {
+				errs = append(errs, tables)
 				for _, op := range ops[i:n] {
-					if g := op.Object.(Guard); g.Dev != "" && g.Rule != AcceptForward && op.Action != Remove {
+					if g, ok := op.Object.(Guard); ok && g.Dev != "" && g.Rule != AcceptForward && op.Action != Remove {
 						lame[g.Dev] = 0
 					}
 				}
@@ -211,6 +215,12 @@ func (k *Linux) Do(ctx context.Context, ops []Op) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// inTables reports whether o is in our tables of nftables.
+func inTables(o Object) bool {
+	_, guard := o.(Guard)
+	return guard || routes(o)
 }
 
 // ipv6 marks, behind a link's name, that its IPv6 failed.

@@ -17,30 +17,35 @@ import (
 // nothing is in a dump where there is a table of ours that guards nothing.
 var nothing = Guard{Rule: DropInput, Broken: true}
 
-// guard does a run of operations on guards: our tables are replaced in one
-// transaction, so that there is no moment without them.
-func (k *Linux) guard(ops []Op) error {
+// guard does a run of operations on guards and on what routes: our tables are
+// replaced in one transaction, so that there is no moment without them. The first
+// error is one of the tables; the second of what is not in them, and of objects
+// that make no sense.
+func (k *Linux) guard(ops []Op) (tables, others error) {
 	have := State{}
 	if err := k.dumpOwnTables(have); err != nil {
-		return fmt.Errorf("read nftables: %w", err)
+		return fmt.Errorf("read nftables: %w", err), nil
 	}
 	want := State{}
-	for _, g := range have {
-		if g := g.(Guard); g != nothing {
-			g.Broken = false
-			want.Put(g)
+	for _, o := range have {
+		if o != nothing {
+			want.Put(mended(o))
 		}
 	}
 	var accept []Op
 	var names []string
 	for _, op := range ops {
-		g := op.Object.(Guard)
-		names = append(names, fmt.Sprintf("%s %s", op.Action, g.Key()))
+		names = append(names, fmt.Sprintf("%s %s", op.Action, op.Object.Key()))
+		g, ok := op.Object.(Guard)
 		switch {
-		case g.Rule == AcceptForward:
+		case !ok && op.Action == Remove:
+			delete(want, op.Object.Key())
+		case !ok:
+			want.Put(mended(op.Object))
+		case g.Rule == AcceptForward, g.Rule == AcceptRouted:
 			accept = append(accept, op)
 		case !placed(g):
-			return fmt.Errorf("%s %s: unknown rule", op.Action, g.Key())
+			return fmt.Errorf("%s %s: unknown rule", op.Action, g.Key()), nil
 		case op.Action == Remove:
 			delete(want, g.Key())
 		default:
@@ -49,22 +54,50 @@ func (k *Linux) guard(ops []Op) error {
 		}
 	}
 	var errs []error
-	if !maps.Equal(have, want) {
-		if err := k.writeOwnTables(want); err != nil {
-			errs = append(errs, fmt.Errorf("write nftables tables %s (%s): %w", TableName, strings.Join(names, ", "), err))
+	for _, key := range slices.SortedFunc(maps.Keys(want), CompareKeys) {
+		if err := checkRouting(want[key], want); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", key, err))
+			delete(want, key)
 		}
 	}
+	if !maps.Equal(have, want) {
+		if err := k.writeOwnTables(want); err != nil {
+			tables = fmt.Errorf("write nftables tables %s (%s): %w", TableName, strings.Join(names, ", "), err)
+		}
+	}
+	if err := k.configured(ops, have); err != nil {
+		errs = append(errs, err)
+	}
 	for _, op := range accept {
-		if err := k.acceptForward(op.Action, op.Object.(Guard).Dev); err != nil {
+		if err := k.acceptForward(op.Action, acceptName(op.Object.(Guard))); err != nil {
 			errs = append(errs, fmt.Errorf("%s %s: %w", op.Action, op.Object.Key(), err))
 		}
 	}
-	return errors.Join(errs...)
+	return tables, errors.Join(errs...)
+}
+
+// mended is o as it is wanted.
+func mended(o Object) Object {
+	switch o := o.(type) {
+	case Guard:
+		o.Broken = false
+		return o
+	case Gateway:
+		o.Broken = false
+		return o
+	case Uplink:
+		o.Broken = false
+		return o
+	}
+	return o
 }
 
 func (k *Linux) dumpGuards(state State) error {
 	if err := k.dumpOwnTables(state); err != nil {
 		return fmt.Errorf("nftables: %w", err)
+	}
+	if err := k.dumpConfigured(state); err != nil {
+		return err
 	}
 	if err := k.dumpAccepts(state); err != nil {
 		return fmt.Errorf("nftables chain of Docker: %w", err)
@@ -72,8 +105,9 @@ func (k *Linux) dumpGuards(state State) error {
 	return nil
 }
 
-// dumpOwnTables adds the guards in our tables to state. What is not in all of
-// them, or in one that is not as we make it, is broken.
+// dumpOwnTables adds the guards in our tables to state, and what routes. A guard
+// that is not in all of them, or in one that is not as we make it, is broken; where
+// what routes is not as we make it, there is nothing.
 func (k *Linux) dumpOwnTables(state State) error {
 	conn, err := nftables.New(nftables.WithNetNSFd(int(k.ns)), nftables.AsLasting())
 	if err != nil {
@@ -84,7 +118,8 @@ func (k *Linux) dumpOwnTables(state State) error {
 	if err != nil {
 		return err
 	}
-	found, comments := false, map[string][]string{}
+	found, routed, comments := false, State{}, map[string][]string{}
+	whole := true
 	held, all := map[nftables.TableFamily]State{}, State{}
 	for _, t := range tables {
 		i := slices.IndexFunc(ownTables, func(own table) bool { return t.Name == TableName && t.Family == own.family })
@@ -96,6 +131,12 @@ func (k *Linux) dumpOwnTables(state State) error {
 			return fmt.Errorf("table %s: %w", t.Name, err)
 		}
 		maps.Copy(all, held[t.Family])
+		if t.Family == nftables.TableFamilyINet {
+			if routed, whole, err = k.readRouting(conn, t, held[t.Family]); err != nil {
+				return fmt.Errorf("table %s: %w", t.Name, err)
+			}
+			maps.Copy(state, routed)
+		}
 	}
 	intact := true
 	for _, own := range ownTables {
@@ -112,7 +153,7 @@ func (k *Linux) dumpOwnTables(state State) error {
 		}
 		state.Put(g)
 	}
-	if found && len(all) == 0 {
+	if found && len(all)+len(routed) == 0 || !whole {
 		state.Put(nothing)
 	}
 	return nil
@@ -159,9 +200,11 @@ func (own table) read(conn *nftables.Conn, t *nftables.Table, comments map[strin
 	return guards, nil
 }
 
-// writeOwnTables replaces our tables by what guards says; without any guard
+// writeOwnTables replaces our tables by what want says; where that is nothing,
 // there is no table.
-func (k *Linux) writeOwnTables(guards State) error {
+func (k *Linux) writeOwnTables(want State) error {
+	guards := guardsOf(want)
+	routed := renderRouting(want)
 	conn, err := nftables.New(nftables.WithNetNSFd(int(k.ns)))
 	if err != nil {
 		return err
@@ -170,12 +213,18 @@ func (k *Linux) writeOwnTables(guards State) error {
 		t := &nftables.Table{Name: TableName, Family: own.family}
 		conn.AddTable(t) // deleting what is not there would fail
 		conn.DelTable(t)
-		if len(guards) == 0 {
+		routes := own.family == nftables.TableFamilyINet && len(routed.sets) > 0
+		if len(guards) == 0 && !routes {
 			continue
 		}
 		conn.AddTable(t)
 		if err := own.write(conn, t, guards); err != nil {
 			return err
+		}
+		if routes {
+			if err := routed.write(conn, t); err != nil {
+				return err
+			}
 		}
 	}
 	return conn.Flush()

@@ -22,15 +22,16 @@ const (
 
 // Key identifies an object in the kernel.
 type Key struct {
-	Type string // "link", "addr", "fdb", "neigh", "fib", "guard"
+	Type string // "link", "addr", "fdb", "neigh", "fib", "guard", and those in routing.go
 	Dev  string // link name; empty of a fib, since a destination has one route
 	Sub  string // address, or empty
 }
 
 func (k Key) String() string { return strings.Join(strings.Fields(k.Type+" "+k.Dev+" "+k.Sub), " ") }
 
-// Object is one thing in the kernel: Link, Addr, FDB, Neigh, FIB or Guard. All are
-// comparable, so that Diff is ==.
+// Object is one thing in the kernel: Link, Addr, FDB, Neigh, FIB or Guard, or what
+// routes (Gateway, Uplink, Source, Pool, Passage, Publish). All are comparable, so
+// that Diff is ==.
 type Object interface {
 	Key() Key
 	// String prints the object as the ip, bridge or nft command would show it.
@@ -96,6 +97,9 @@ const (
 	// oifname Dev accept, in DOCKER-USER where it exists, else FORWARD, of
 	// tables ip filter and ip6 filter.
 	AcceptForward GuardRule = "accept-forward"
+	// AcceptRouted lets pass, in the same chains, what our own table marked as
+	// going between a Gateway and another one or an Uplink. It has no Dev.
+	AcceptRouted GuardRule = "accept-routed"
 )
 
 func (l Link) Key() Key { return Key{"link", l.Name, ""} }

@@ -65,6 +65,20 @@ func (f *Fake) do(op kernel.Op) error {
 		o.Broken = false
 		f.state.Put(o)
 		return nil
+	case kernel.Gateway:
+		o.Broken = false
+		f.state.Put(o)
+		if _, ok := f.link(o.Dev); !ok {
+			return errors.New("no such link")
+		}
+		return nil
+	case kernel.Uplink:
+		o.Broken = false
+		f.state.Put(o)
+		if _, ok := f.devices[o.Dev]; !ok {
+			return errors.New("no such link")
+		}
+		return nil
 	}
 	f.state.Put(op.Object)
 	return nil
@@ -169,6 +183,11 @@ func (f *Fake) died(l kernel.Link) {
 		case kernel.FDB, kernel.Neigh:
 			if k.Dev == l.Name {
 				delete(f.state, k)
+			}
+		case kernel.Gateway: // its rules stay, its sysctls went
+			if o.Dev == l.Name {
+				o.Broken = true
+				f.state[k] = o
 			}
 		case kernel.Addr:
 			if k.Dev == l.Name {

@@ -1,0 +1,108 @@
+package driver
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/driver/kernel"
+)
+
+// This file is how containers of networks that this host routes for meet the rest
+// of the world: pure, as Plan is, and for the modes whose Join answer has a gateway.
+
+// routed is a network that this host is the router of.
+type routed struct {
+	Cluster  uint32 // id
+	Pools    []netip.Prefix
+	NAT      bool
+	Internal bool
+	// Gateways are the links on which its containers are: its bridge, or the host
+	// ends of their veths.
+	Gateways []string
+	// Sources are the addresses that containers may send from, by gateway. Where
+	// there are none, nothing is checked: so for a bridge with a tunnel in it, since
+	// br_netfilter shows there what other hosts' containers send.
+	Sources map[string][]netip.Addr
+	Ports   []kernel.Publish // of its containers, as ports.hold returned them
+}
+
+// planEgress puts into state what the firewall holds for the networks that this
+// host routes for. The pools of all networks of the cluster, held here or not, keep
+// their addresses towards each other, and are apart unless a passage joins them
+// (pairs of ids). links are those of the host; the addresses of underlay, if any,
+// tell by which one other hosts are reached.
+func planEgress(here []routed, registry *cluster.Registry, passages [][2]uint32, links []kernel.Device, underlay netip.Addr, state kernel.State) {
+	if len(here) == 0 {
+		return
+	}
+	known := map[uint32]bool{}
+	ipv6 := false
+	for _, n := range here {
+		known[n.Cluster] = true
+		six := slices.ContainsFunc(n.Pools, func(p netip.Prefix) bool { return p.Addr().Is6() })
+		ipv6 = ipv6 || six
+		for _, p := range n.Pools {
+			state.Put(kernel.Pool{Prefix: p, Network: n.Cluster, NAT: n.NAT && !n.Internal, Internal: n.Internal})
+		}
+		for _, dev := range n.Gateways {
+			state.Put(kernel.Gateway{Dev: dev, IPv6: six})
+			for _, ip := range n.Sources[dev] {
+				state.Put(kernel.Source{Dev: dev, IP: ip})
+			}
+		}
+		if n.Internal { // it has no outside, as with the engine's own networks
+			continue
+		}
+		for _, p := range n.Ports {
+			state.Put(p)
+		}
+	}
+	if registry != nil {
+		for _, id := range slices.Sorted(maps.Keys(registry.Networks)) {
+			n := registry.Networks[id]
+			if known[n.ID] {
+				continue
+			}
+			known[n.ID] = true
+			for _, p := range n.Pools {
+				if o := (kernel.Pool{Prefix: p.Prefix, Network: n.ID}); state[o.Key()] == nil {
+					state.Put(o)
+				}
+			}
+		}
+	}
+	for _, p := range passages {
+		a, b := min(p[0], p[1]), max(p[0], p[1])
+		if a != b && known[a] && known[b] {
+			state.Put(kernel.Passage{A: a, B: b})
+		}
+	}
+	for _, l := range uplinks(links, underlay) {
+		six := slices.ContainsFunc(l.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() && !p.Addr().IsLinkLocalUnicast() })
+		state.Put(kernel.Uplink{Dev: l.Name, IPv6: ipv6 && six})
+	}
+	state.Put(kernel.Guard{Rule: kernel.AcceptRouted})
+}
+
+// uplinks are the links by which the world is reached: those of others that are up,
+// have an address and are no port of another one, but not the bridges of others'
+// containers, which have no port that is more than the end of a container's link.
+// Who may reach those is for their own rules to say.
+func uplinks(links []kernel.Device, underlay netip.Addr) (out []kernel.Device) {
+	for _, l := range links {
+		if l.Ours || l.Loopback || !l.Up || l.Master != "" || !slices.ContainsFunc(l.Addrs, func(p netip.Prefix) bool { return !p.Addr().IsLinkLocalUnicast() }) {
+			continue
+		}
+		hosts := func(p kernel.Device) bool {
+			return p.Master == l.Name && p.Kind != kernel.Veth && p.Kind != "tun" && p.Kind != kernel.Dummy
+		}
+		carries := underlay.IsValid() && slices.ContainsFunc(l.Addrs, func(p netip.Prefix) bool { return p.Addr() == underlay })
+		if l.Kind == kernel.Bridge && !carries && !slices.ContainsFunc(links, hosts) {
+			continue
+		}
+		out = append(out, l)
+	}
+	return out
+}

@@ -1,0 +1,203 @@
+package kernel
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// This file is the rules of each chain. Those that could match nothing are left
+// out: each costs every packet of the host something.
+
+func is(statements ...statement) rule { return rule{statements: statements} }
+
+// arrive keeps others from the host's loopback addresses: route_localnet lets
+// them in. Answers to what came from there still bear the link's own address here.
+func (s routing) arrive() []rule {
+	if len(s.gateways) == 0 {
+		return nil
+	}
+	return []rule{is(iifname("gateways"), families[0].daddr(netip.MustParsePrefix("127.0.0.0/8"), true), drop())}
+}
+
+// spoofed drops what bears the address of somebody else. Translation of
+// addresses comes later, for answers too.
+func (s routing) spoofed() (out []rule) {
+	if len(s.sources) == 0 {
+		return nil
+	}
+	v4, v6 := families[0], families[1]
+	return []rule{
+		is(iifname("checked"), v4.notFrom("sources4"), drop()),
+		is(iifname("checked"), v6.saddr(netip.MustParsePrefix("fe80::/10"), false), v6.saddr(netip.MustParsePrefix("::/128"), false), v6.notFrom("sources6"), drop()),
+	}
+}
+
+// route decides about what this host forwards, or what br_netfilter shows of
+// frames that are bridged.
+func (s routing) route() []rule {
+	out := s.spoofed()
+	for _, f := range families {
+		if pools := s.apart(f); len(pools) > 0 {
+			out = append(out, is(f.verdictOf("saddr", "from"+f.digit)))
+			if slices.ContainsFunc(pools, func(p Pool) bool { return s.internal(p.Network) }) {
+				out = append(out, is(f.verdictOf("daddr", "into"+f.digit)))
+			}
+		}
+	}
+	if len(s.gateways) == 0 {
+		return out
+	}
+	out = append(out, is(iifname("gateways"), clamp()), is(oifname("gateways"), clamp()), is(iifname("gateways"), oifname("gateways"), setMark()))
+	if len(s.uplinks) > 0 {
+		out = append(out, is(iifname("gateways"), oifname("uplinks"), setMark()), is(iifname("uplinks"), oifname("gateways"), setMark()))
+	}
+	return out
+}
+
+func (s routing) leave() []rule {
+	if len(s.gateways) == 0 {
+		return nil
+	}
+	return []rule{is(clearMark())}
+}
+
+func (s routing) published() (out []rule) {
+	for _, f := range families {
+		var one, every bool
+		for _, p := range s.publishes {
+			if f.has(p.Host.Addr()) {
+				every = every || p.Host.Addr().IsUnspecified()
+				one = one || !p.Host.Addr().IsUnspecified()
+			}
+		}
+		if one {
+			out = append(out, is(f.dnat("ports"+f.digit, false)))
+		}
+		if every {
+			out = append(out, is(f.dnat("every"+f.digit, true)))
+		}
+	}
+	return out
+}
+
+func (s routing) publish() []rule {
+	if len(s.publishes) == 0 {
+		return nil
+	}
+	return []rule{is(jump("published"))}
+}
+
+// publishOwn is for what the host itself sends. From ::1 the kernel would send
+// nothing to a container.
+func (s routing) publishOwn() []rule {
+	if len(s.publishes) == 0 {
+		return nil
+	}
+	return []rule{is(families[1].daddr(netip.MustParsePrefix("::1/128"), true), back()), is(jump("published"))}
+}
+
+// masquerade leaves no flow the port of the host's tunnels: its answers would be
+// taken for packets of a tunnel.
+func (s routing) masquerade() (out []rule) {
+	if !slices.ContainsFunc(s.pools, translated) && len(s.publishes) == 0 {
+		return nil
+	}
+	for _, port := range s.tunnels {
+		out = append(out, is(masqueradeFrom(port)))
+	}
+	return append(out, is(masquerade()))
+}
+
+func translated(p Pool) bool { return p.NAT && !p.Internal }
+
+// egress translates what leaves.
+func (s routing) egress() (out []rule) {
+	if len(s.publishes) > 0 {
+		out = append(out, is(oifname("gateways"), families[0].saddr(netip.MustParsePrefix("127.0.0.0/8"), true), dnatted(), jump("translate")))
+	}
+	for _, p := range s.pools {
+		f := familyOf(p.Prefix)
+		if len(s.publishes) > 0 && !p.Internal {
+			// By its host's address to a neighbour, who would answer directly.
+			out = append(out, is(f.saddr(p.Prefix, true), f.daddr(p.Prefix, true), dnatted(), jump("translate")))
+		}
+		if translated(p) {
+			r := is(f.saddr(p.Prefix, true), f.daddrIn("pools"+f.digit, false))
+			for _, not := range f.notRouted {
+				r.statements = append(r.statements, f.daddr(not, false))
+			}
+			r.statements = append(r.statements, jump("translate"))
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+func familyOf(p netip.Prefix) ipFamily {
+	if p.Addr().Is4() {
+		return families[0]
+	}
+	return families[1]
+}
+
+// networkChains say what a network may send to, and, of internal ones, what it
+// may receive from. All objects are found by them.
+func (s routing) networkChains() (out []ruleChain) {
+	networks := map[uint32][]Pool{}
+	for _, p := range s.pools {
+		networks[p.Network] = append(networks[p.Network], p)
+	}
+	var into []ruleChain
+	for _, id := range slices.Sorted(maps.Keys(networks)) {
+		from := ruleChain{name: chainFrom(id)}
+		to := ruleChain{name: chainInto(id)}
+		let := func(p Pool, object string) {
+			f := familyOf(p.Prefix)
+			from.rules = append(from.rules, rule{[]statement{f.daddr(p.Prefix, true), back()}, object})
+			to.rules = append(to.rules, is(f.saddr(p.Prefix, true), back()))
+		}
+		for _, p := range networks[id] {
+			let(p, p.String())
+		}
+		for _, w := range s.passages {
+			other := w.A
+			switch id {
+			case w.A:
+				other = w.B
+			case w.B:
+			default:
+				continue
+			}
+			for _, p := range networks[other] {
+				let(p, w.String())
+			}
+		}
+		if s.internal(id) {
+			from.rules = append(from.rules, is(multicast(), back()), is(drop()))
+			to.rules = append(to.rules, is(multicast(), back()), is(drop()))
+			into = append(into, to)
+		} else {
+			from.rules = append(from.rules, is(dnatted(), back()))
+			for _, f := range families {
+				if len(s.apart(f)) > 0 {
+					from.rules = append(from.rules, is(f.daddrIn("pools"+f.digit, true), drop()))
+				}
+			}
+		}
+		out = append(out, from)
+	}
+	return append(out, into...)
+}
+
+// readObject is the reverse of the comments of objects.
+func readObject(text string) (Object, error) {
+	if p, ok := parsePool(text); ok {
+		return p, nil
+	}
+	if p, ok := parsePassage(text); ok {
+		return p, nil
+	}
+	return nil, fmt.Errorf("unknown object %q", text)
+}
