@@ -170,7 +170,19 @@ func withRemote(have, want State, stale func(Object) bool) State {
 			}
 			continue
 		}
+		if t, ok := h.(Link); ok && t.Remote.IsValid() {
+			if _, ok := out[k]; !ok && routed && (stale == nil || !stale(t)) {
+				out[k] = t
+			}
+			continue
+		}
 		if f, ok := h.(FIB); ok {
+			if t, ok := have[linkKey(f.Dev)].(Link); ok && t.Remote.IsValid() && routed {
+				if _, ok := out[k]; !ok && (stale == nil || !stale(t)) {
+					out[k] = f
+				}
+				continue
+			}
 			if _, ok := out[k]; !ok && f.Via.IsValid() && (!has(have, f.Dev) || has(want, f.Dev)) && (stale == nil || !stale(f)) {
 				out[k] = f
 			}
@@ -346,7 +358,8 @@ func (l Link) alone() bool { return l.Mode == "passthru" }
 func changeable(l, w Link) bool {
 	l, w = l.normal(), w.normal()
 	return l.Kind == w.Kind && l.Parent == w.Parent && l.alone() == w.alone() && l.VID == w.VID && l.Proto == w.Proto &&
-		l.VNI == w.VNI && l.Port == w.Port && l.Proxy == w.Proxy && l.Local.Is4() == w.Local.Is4()
+		l.VNI == w.VNI && l.Port == w.Port && l.Proxy == w.Proxy && l.Local.Is4() == w.Local.Is4() &&
+		l.Remote == w.Remote && (!l.Remote.IsValid() || l.Local == w.Local)
 }
 
 // sameLink compares a link of a dump with a wanted one that it can be changed
@@ -405,7 +418,7 @@ func (o *ops) sorted(direction int) []Op {
 // VLAN begins with that of its parent.
 func compareLinks(a, b Link) int {
 	rank := func(l Link) int {
-		return slices.Index([]Kind{Bridge, VXLAN, Veth, Dummy, VLAN, Macvlan, IPvlan}, l.Kind)
+		return slices.Index([]Kind{Bridge, VXLAN, IPIP, GRE, Veth, Dummy, VLAN, Macvlan, IPvlan}, l.Kind)
 	}
 	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Name, b.Name))
 }

@@ -21,14 +21,24 @@ const Alias = "isthmus"
 
 // FIB is a route of the host's own, in its main table.
 type FIB struct {
-	Dst netip.Prefix
-	Via netip.Addr // another host, on-link on Dev; invalid: Dst itself is on-link
-	Dev string     // of ours or not
-	Src netip.Addr // address that the host sends from; invalid: the kernel chooses
+	Dst    netip.Prefix
+	Via    netip.Addr // another host, on-link on Dev; invalid: Dst itself is on-link
+	Dev    string     // of ours or not; empty: what goes there is dropped (a blackhole)
+	Src    netip.Addr // address that the host sends from; invalid: the kernel chooses
+	MTU    int        // of the path, in bytes; 0: that of Dev
+	Onlink bool       // Via is on Dev, whatever the other routes say
 }
 
-// Addr is an address of the host on a macvlan or ipvlan link of ours. It brings
-// no route along, whatever its length.
+// Addresses that are the gateway of every container on a link of its own
+// (RFC 3927 and RFC 4291, section 2.5.6): the host has them on each such link.
+var (
+	LinkGateway4 = netip.MustParseAddr("169.254.1.1")
+	LinkGateway6 = netip.MustParseAddr("fe80::1")
+)
+
+// Addr is an address of the host on a link of ours, but not on a VXLAN device.
+// It brings no route along, whatever its length, unless it is link-local. Of link-local
+// ones there are only LinkGateway4 and LinkGateway6.
 type Addr struct {
 	Dev    string
 	Prefix netip.Prefix
@@ -39,12 +49,18 @@ func (a Addr) Key() Key { return Key{"addr", a.Dev, a.Prefix.String()} }
 
 func (f FIB) String() string {
 	text := "fib " + f.Dst.String()
+	if f.Dev == "" {
+		return text + " blackhole"
+	}
 	if f.Via.IsValid() {
 		text += " via " + f.Via.String()
 	}
-	text += " dev " + f.Dev
+	text += " dev " + f.Dev + word(f.Onlink, " onlink")
 	if f.Src.IsValid() {
 		text += " src " + f.Src.String()
+	}
+	if f.MTU != 0 {
+		text += fmt.Sprintf(" mtu %d", f.MTU)
 	}
 	return text
 }

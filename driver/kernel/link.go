@@ -21,12 +21,19 @@ const (
 	IPvlan  Kind = "ipvlan"
 	VLAN    Kind = "vlan"
 	Dummy   Kind = "dummy"
+	// IPIP and GRE are point-to-point tunnels between two hosts; over IPv6 their
+	// kinds are ip6tnl and ip6gre. IPIP over IPv4 carries IPv4 only.
+	IPIP Kind = "ipip"
+	GRE  Kind = "gre"
 )
 
 // Module names the kernel module that makes links of a kind.
 func (k Kind) Module() string {
-	if k == VLAN {
+	switch k {
+	case VLAN:
 		return "8021q"
+	case GRE:
+		return "ip_gre"
 	}
 	return string(k)
 }
@@ -66,9 +73,12 @@ type Link struct {
 
 	// VXLAN only.
 	VNI   uint32
-	Local netip.Addr // VTEP of this host; its family is the underlay's
+	Local netip.Addr // VTEP of this host, of IPIP and GRE too; its family is the underlay's
 	Port  uint16     // UDP
 	Proxy bool       // answer ARP and ND from the neighbour table, drop what it lacks
+
+	// IPIP and GRE: VTEP of the other host.
+	Remote netip.Addr
 
 	// Macvlan: bridge, private, vepa, passthru or source; empty: bridge. A passthru
 	// link has the MAC of its parent, so MAC stays zero.
@@ -133,6 +143,8 @@ func (l Link) String() string {
 		}
 	}
 	switch n := l.normal(); l.Kind {
+	case IPIP, GRE:
+		fmt.Fprintf(&b, " local %s remote %s", l.Local, l.Remote)
 	case VLAN:
 		fmt.Fprintf(&b, " protocol %s id %d", cmp.Or(strings.TrimSuffix(n.Proto, "802.1q"), "802.1Q"), n.VID)
 	case IPvlan:

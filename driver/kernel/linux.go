@@ -119,8 +119,8 @@ func (k *Linux) Dump(ctx context.Context) (State, error) {
 	if err == nil && len(links.tunnels) > 0 {
 		err = k.dumpEntries(ctx, state, links.tunnels)
 	}
-	if err == nil && len(links.stations) > 0 {
-		err = k.dumpAddrs(ctx, state, links.stations)
+	if err == nil && len(links.addressed) > 0 {
+		err = k.dumpAddrs(ctx, state, links.addressed)
 	}
 	if err == nil {
 		err = k.dumpRoutes(ctx, state, links.all)
@@ -198,7 +198,7 @@ func (k *Linux) Do(ctx context.Context, ops []Op) error {
 					err = k.entry(op, index[key.Dev])
 				}
 				if err != nil {
-					lame[n.Dev+ipv6] = 0
+					lame[n.Dev+ofIPv6] = 0
 				}
 			}
 			if errors.Is(err, errNoLink) {
@@ -223,8 +223,8 @@ func inTables(o Object) bool {
 	return guard || routes(o)
 }
 
-// ipv6 marks, behind a link's name, that its IPv6 failed.
-const ipv6 = " (IPv6)"
+// ofIPv6 marks, behind a link's name, that its IPv6 failed.
+const ofIPv6 = " (IPv6)"
 
 // standsOn returns the failed thing that o depends on, if there is one.
 func standsOn(o Object, lame map[string]int) (string, bool) {
@@ -241,8 +241,8 @@ func standsOn(o Object, lame map[string]int) (string, bool) {
 		return dev, true
 	}
 	if n, ok := o.(Neigh); ok && n.IP.Is6() {
-		_, ok = lame[dev+ipv6]
-		return dev + ipv6, ok
+		_, ok = lame[dev+ofIPv6]
+		return dev + ofIPv6, ok
 	}
 	return "", false
 }

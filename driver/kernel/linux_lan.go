@@ -12,21 +12,23 @@ import (
 
 // This file is what the host itself has on our links: addresses and routes.
 
-// dumpAddrs adds the addresses of our macvlan and ipvlan links to state.
-func (k *Linux) dumpAddrs(ctx context.Context, state State, stations map[int]string) error {
+// dumpAddrs adds the addresses of our links to state.
+func (k *Linux) dumpAddrs(ctx context.Context, state State, links map[int]string) error {
 	list, err := retry(ctx, func() ([]netlink.Addr, error) { return k.h.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("addresses: %w", err)
 	}
 	for _, a := range list {
-		dev, ok := stations[a.LinkIndex]
+		dev, ok := links[a.LinkIndex]
 		bits, _ := a.Mask.Size()
-		if ip := addrOf(a.IP); ok && ip.IsValid() && !ip.IsLinkLocalUnicast() {
+		if ip := addrOf(a.IP); ok && ip.IsValid() && (!ip.IsLinkLocalUnicast() || isLinkGateway(ip)) {
 			state.Put(Addr{dev, netip.PrefixFrom(ip, bits)})
 		}
 	}
 	return nil
 }
+
+func isLinkGateway(ip netip.Addr) bool { return ip == LinkGateway4 || ip == LinkGateway6 }
 
 // dumpRoutes adds our routes to state; names of links are by index.
 func (k *Linux) dumpRoutes(ctx context.Context, state State, names map[int]string) error {
@@ -39,10 +41,15 @@ func (k *Linux) dumpRoutes(ctx context.Context, state State, names map[int]strin
 		}
 		for _, r := range list {
 			dst := prefixOf(r.Dst)
-			if r.Priority != Metric || r.Type != unix.RTN_UNICAST || !dst.IsValid() {
+			if r.Priority != Metric || !dst.IsValid() {
 				continue
 			}
-			state.Put(FIB{dst, addrOf(r.Gw), names[r.LinkIndex], addrOf(r.Src)})
+			switch r.Type {
+			case unix.RTN_BLACKHOLE: // one of IPv6 has a link all the same
+				state.Put(FIB{Dst: dst})
+			case unix.RTN_UNICAST:
+				state.Put(FIB{dst, addrOf(r.Gw), names[r.LinkIndex], addrOf(r.Src), r.MTU, r.Flags&int(netlink.FLAG_ONLINK) != 0})
+			}
 		}
 	}
 	return nil
@@ -61,6 +68,9 @@ func (k *Linux) addr(op Op, a Addr) error {
 		return errNoLink
 	}
 	n := netlink.Addr{IPNet: ipNet(a.Prefix), Flags: unix.IFA_F_NOPREFIXROUTE}
+	if isLinkGateway(a.Prefix.Addr()) {
+		n.Flags, n.Scope = 0, unix.RT_SCOPE_LINK // its neighbours are reached by their link-local addresses
+	}
 	if op.Action == Remove {
 		if err := k.h.AddrDel(l, &n); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return err
@@ -82,6 +92,11 @@ func (k *Linux) addr(op Op, a Addr) error {
 
 // route does one operation on a route of ours.
 func (k *Linux) route(op Op, f FIB) error {
+	r := netlink.Route{Dst: ipNet(f.Dst.Masked()), Table: unix.RT_TABLE_MAIN, Protocol: Protocol, Priority: Metric}
+	if f.Dev == "" {
+		r.Type = unix.RTN_BLACKHOLE
+		return k.applyRoute(op, r)
+	}
 	l, err := k.h.LinkByName(f.Dev)
 	if isNotFound(err) && op.Action == Remove {
 		return nil // it went with its link
@@ -89,13 +104,20 @@ func (k *Linux) route(op Op, f FIB) error {
 	if err != nil {
 		return fmt.Errorf("find %s: %w", f.Dev, err)
 	}
-	r := netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(f.Dst.Masked()), Table: unix.RT_TABLE_MAIN, Protocol: Protocol, Priority: Metric, Scope: netlink.SCOPE_LINK}
+	r.LinkIndex, r.Scope, r.MTU = l.Attrs().Index, netlink.SCOPE_LINK, f.MTU
+	if f.Onlink {
+		r.Flags = int(netlink.FLAG_ONLINK)
+	}
 	if f.Via.IsValid() {
 		r.Gw, r.Scope = f.Via.AsSlice(), netlink.SCOPE_UNIVERSE
 	}
 	if f.Src.IsValid() {
 		r.Src = f.Src.AsSlice()
 	}
+	return k.applyRoute(op, r)
+}
+
+func (k *Linux) applyRoute(op Op, r netlink.Route) error {
 	if op.Action != Remove {
 		return k.h.RouteReplace(&r)
 	}

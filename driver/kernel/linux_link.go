@@ -37,9 +37,9 @@ func ours(l netlink.Link, names map[int]string) bool {
 
 // indexed is what the rest of a dump needs of the links: names by index.
 type indexed struct {
-	all      map[int]string
-	tunnels  map[int]string // our VXLAN devices
-	stations map[int]string // our macvlan and ipvlan links
+	all       map[int]string
+	tunnels   map[int]string // our VXLAN devices
+	addressed map[int]string // our other links, which may have addresses
 }
 
 // dumpLinks adds our links to state.
@@ -62,8 +62,8 @@ func (k *Linux) dumpLinks(ctx context.Context, state State) (indexed, error) {
 			switch o.Kind {
 			case VXLAN:
 				found.tunnels[l.Attrs().Index] = o.Name
-			case Macvlan, IPvlan:
-				found.stations[l.Attrs().Index] = o.Name
+			default:
+				found.addressed[l.Attrs().Index] = o.Name
 			}
 		}
 	}
@@ -101,6 +101,12 @@ func linkOf(l netlink.Link, names map[int]string) (Link, bool) {
 		o = o.normal()
 	case *netlink.Dummy:
 		o.Kind = Dummy
+	case *netlink.Iptun:
+		o.Kind, o.Local, o.Remote, o.MAC = IPIP, addrOf(l.Local), addrOf(l.Remote), cluster.MAC{}
+	case *netlink.Ip6tnl:
+		o.Kind, o.Local, o.Remote, o.MAC = IPIP, addrOf(l.Local), addrOf(l.Remote), cluster.MAC{}
+	case *netlink.Gretun:
+		o.Kind, o.Local, o.Remote, o.MAC = GRE, addrOf(l.Local), addrOf(l.Remote), cluster.MAC{}
 	case *netlink.Veth:
 		o.Kind = Veth
 		if a.NetNsID < 0 { // else the index is of another namespace
@@ -195,6 +201,8 @@ func (k *Linux) describe(l Link) (netlink.Link, error) {
 		return &netlink.Vlan{LinkAttrs: a, VlanId: int(l.VID), VlanProtocol: proto}, nil
 	case Dummy:
 		return &netlink.Dummy{LinkAttrs: a}, nil
+	case IPIP, GRE:
+		return tunnelOf(l, a)
 	case Veth:
 		if l.Peer != "" {
 			v := netlink.NewVeth(a)
@@ -237,6 +245,10 @@ func (k *Linux) quiet(l Link) error {
 	switch l.Kind {
 	case VLAN, Macvlan, IPvlan:
 		return inside(int(k.ns), func() error { return setIPv6(l.Name, "accept_ra", "0") })
+	case VXLAN, IPIP, GRE, Bridge:
+		// What another host routes here may come by a way that ours to it is not (a
+		// peer changes over first), which a strict host would take for spoofed.
+		return inside(int(k.ns), func() error { return writeConf("ipv4", l.Name, "rp_filter", "2") })
 	}
 	return nil
 }

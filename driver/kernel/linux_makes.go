@@ -20,7 +20,7 @@ func (k *Linux) Makes(_ context.Context, kind Kind) (bool, error) {
 
 func (k *Linux) makes(kind Kind) (bool, error) {
 	switch kind {
-	case Macvlan, IPvlan, VLAN, Dummy:
+	case Macvlan, IPvlan, VLAN, Dummy, IPIP, GRE:
 	default:
 		return true, nil // without the others nothing works at all
 	}

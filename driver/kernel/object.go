@@ -225,6 +225,16 @@ type Kernel interface {
 	// local tables, sorted, without the default routes and link-local ones:
 	// what a new pool must avoid.
 	Routes(ctx context.Context) ([]netip.Prefix, error)
+	// Hop returns the first step of the way to another host, as the kernel would
+	// route now; an error where there is none, or where the address is this host's.
+	Hop(ctx context.Context, to netip.Addr) (Hop, error)
+	// Echo asks all probes at once by ICMP, and reports in their order which were
+	// answered. It ends when all were, or with ctx, which must end; it fails only
+	// where this host cannot ask at all.
+	Echo(ctx context.Context, probes []Probe) ([]bool, error)
+	// Foreigns lists the routes of others in the main table but the default
+	// routes, link-local and multicast ones, sorted.
+	Foreigns(ctx context.Context) ([]Foreign, error)
 	// Makes reports whether the kernel can make links of a kind: it is built in,
 	// or its module could be loaded.
 	Makes(ctx context.Context, kind Kind) (bool, error)
@@ -236,6 +246,35 @@ type Kernel interface {
 	// It signals once at the start. It returns nil when ctx ends, and not
 	// before.
 	Watch(ctx context.Context, changed chan<- struct{}) error
+}
+
+// Hop is the first step of the way to another host.
+type Hop struct {
+	Via netip.Addr // a router; invalid: the host is on-link
+	Dev string
+	Src netip.Addr // that the kernel would send from
+}
+
+// Probe asks whether what is sent from Src to Dst is answered.
+type Probe struct{ Src, Dst netip.Addr }
+
+// Foreign is a route of somebody else in the host's main table.
+type Foreign struct {
+	Dst      netip.Prefix
+	Via      netip.Addr
+	Dev      string
+	Protocol string // as ip calls it: kernel, boot, static, bird, or a number
+}
+
+func (f Foreign) String() string {
+	text := f.Dst.String()
+	if f.Via.IsValid() {
+		text += " via " + f.Via.String()
+	}
+	if f.Dev != "" {
+		text += " dev " + f.Dev
+	}
+	return text + " proto " + f.Protocol
 }
 
 // Underlay is the link below the tunnels.

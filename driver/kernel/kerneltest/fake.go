@@ -35,6 +35,9 @@ type Fake struct {
 	heeded    []string
 	lacks     []kernel.Kind
 	watchers  map[chan<- struct{}]bool
+	hops      map[netip.Addr]kernel.Hop
+	deaf      map[netip.Addr]bool // who answers no probe
+	foreign   []kernel.Foreign
 }
 
 // Inside is an interface inside a sandbox.
@@ -65,6 +68,8 @@ func New() *Fake {
 		sandboxes: map[string]map[string]*Inside{},
 		underlay:  kernel.Underlay{Name: "eth0", MTU: 1500, Addr: netip.MustParseAddr("192.0.2.1"), MAC: "02:00:00:00:00:01"},
 		watchers:  map[chan<- struct{}]bool{},
+		hops:      map[netip.Addr]kernel.Hop{},
+		deaf:      map[netip.Addr]bool{},
 	}
 }
 

@@ -35,10 +35,13 @@ func (f *Fake) do(op kernel.Op) error {
 		}
 		return f.putLink(o)
 	case kernel.Addr:
-		if l, ok := f.link(o.Dev); !ok || l.Kind != kernel.Macvlan && l.Kind != kernel.IPvlan {
-			return errors.New("no such macvlan or ipvlan link")
+		if l, ok := f.link(o.Dev); !ok || l.Kind == kernel.VXLAN {
+			return errors.New("no such link but a VXLAN device")
 		}
 	case kernel.FIB:
+		if o.Dev == "" {
+			break
+		}
 		if l, ok := f.below(o.Dev); !ok {
 			return fmt.Errorf("no such link %s", o.Dev)
 		} else if l.Down {
@@ -75,7 +78,7 @@ func (f *Fake) do(op kernel.Op) error {
 	case kernel.Uplink:
 		o.Broken = false
 		f.state.Put(o)
-		if _, ok := f.devices[o.Dev]; !ok {
+		if _, ok := f.below(o.Dev); !ok {
 			return errors.New("no such link")
 		}
 		return nil
@@ -94,7 +97,7 @@ func (f *Fake) putLink(l kernel.Link) error {
 	case present:
 		if old.Kind != l.Kind || old.Parent != l.Parent || old.VNI != l.VNI || old.Port != l.Port ||
 			old.Proxy != l.Proxy || old.Local.Is4() != l.Local.Is4() || old.VID != l.VID || old.Proto != canonical(l).Proto ||
-			(old.Mode == "passthru") != (l.Mode == "passthru") {
+			(old.Mode == "passthru") != (l.Mode == "passthru") || old.Remote != l.Remote || l.Remote.IsValid() && old.Local != l.Local {
 			return fmt.Errorf("have %s: it cannot be changed in place", old)
 		}
 		if l.MAC.IsZero() {
