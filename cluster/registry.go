@@ -168,6 +168,9 @@ type Definition struct {
 	Submode string `json:"submode,omitempty"`
 	Flag    string `json:"flag,omitempty"` // of ipvlan
 	VLAN    string `json:"vlan,omitempty"`
+	// Fallback of host-gw is how hosts that are in no common subnet reach each other:
+	// vxlan (with a VNI), ipip, gre or none.
+	Fallback string `json:"fallback,omitempty"`
 }
 
 // Network is a network as the cluster agreed on it. Its identity is its set of

@@ -73,6 +73,9 @@ func (d *Driver) createNetwork(ctx context.Context, n Network) error {
 	}
 	asked := d.definition(n.Options)
 	check := d.checkMTU
+	if direct(n.Options.Mode) {
+		check = d.checkDirect
+	}
 	if !fenced(n.Options.Mode) {
 		site, err := d.survey(ctx, n)
 		if err != nil {
@@ -201,7 +204,7 @@ func (d *Driver) parseNetwork(r *network.CreateNetworkRequest) (Network, error) 
 			return n, fmt.Errorf("addresses of %s come from another IPAM driver, which does not know what other hosts use: add --ipam-driver %s (or -o ipam=foreign, and see to it that no two hosts use one address)", prefix, d.cfg.Name)
 		}
 		n.Pools = append(n.Pools, cluster.PoolKey{Space: n.Options.Space, Prefix: prefix.Masked()})
-		if text, _, _ := strings.Cut(data.Gateway, "/"); text != "" && !fenced(n.Options.Mode) {
+		if text, _, _ := strings.Cut(data.Gateway, "/"); text != "" && (!fenced(n.Options.Mode) || direct(n.Options.Mode)) {
 			gateway, err := netip.ParseAddr(text)
 			if err != nil {
 				return n, fmt.Errorf("parse gateway: %w", err)
@@ -225,7 +228,7 @@ func (d *Driver) parseNetwork(r *network.CreateNetworkRequest) (Network, error) 
 func (d *Driver) attach(ctx context.Context, o Options) (string, error) {
 	asked := o.Attach
 	switch {
-	case asked == "bridge", !fenced(o.Mode) && o.Parent != "":
+	case asked == "bridge", direct(o.Mode), !fenced(o.Mode) && o.Parent != "":
 		return asked, nil
 	case !fenced(o.Mode):
 		able, err := d.cfg.Kernel.Makes(ctx, kernel.Dummy)
@@ -251,6 +254,9 @@ func (d *Driver) definition(o Options) cluster.Definition {
 			Mode: o.Mode, MTU: cmp.Or(o.MTU, o.Underlay), Encrypt: "off",
 			Submode: cmp.Or(o.MacvlanMode, o.IPvlanMode), Flag: o.IPvlanFlag,
 		}
+	}
+	if direct(o.Mode) {
+		return cluster.Definition{Mode: o.Mode, MTU: cmp.Or(o.MTU, o.Underlay), Encrypt: "off", Fallback: o.Fallback}
 	}
 	def := cluster.Definition{
 		Mode: o.Mode, VNI: o.VNI, MTU: o.MTU, ARP: o.ARP, BUM: o.BUM, Encrypt: "off", Underlay: family(v.VTEP),
@@ -337,14 +343,3 @@ func (d *Driver) DiscoverNew(context.Context, *network.DiscoveryNotification) er
 
 // DiscoverDelete does nothing, see DiscoverNew.
 func (d *Driver) DiscoverDelete(context.Context, *network.DiscoveryNotification) error { return nil }
-
-// ProgramExternalConnectivity has nothing to do: without a gateway of ours,
-// docker_gwbridge publishes ports.
-func (d *Driver) ProgramExternalConnectivity(context.Context, *network.ProgramExternalConnectivityRequest) error {
-	return nil
-}
-
-// RevokeExternalConnectivity does nothing, see ProgramExternalConnectivity.
-func (d *Driver) RevokeExternalConnectivity(context.Context, *network.RevokeExternalConnectivityRequest) error {
-	return nil
-}

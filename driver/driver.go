@@ -112,6 +112,7 @@ type Driver struct {
 	store *store
 	loop  *loop
 	agree *agreement
+	ports ports
 
 	mu        sync.Mutex
 	vtep      netip.Addr
@@ -124,7 +125,9 @@ type Driver struct {
 	looked    bool            // there was a whole one
 	leaving   bool            // Reset: nothing is left alone
 	devices   []kernel.Device // of this host, of the newest look at them
-	lodgers   lodgers         // of the newest look for them
+	ways      map[cluster.HostID]Way
+	foreign   []kernel.Foreign
+	lodgers   lodgers // of the newest look for them
 }
 
 // Open reads the stored intent. Nothing is done before Run.
@@ -151,7 +154,10 @@ func Open(cfg Config) (*Driver, error) {
 // Run keeps the kernel, the records and the cluster's registry as they should
 // be until ctx ends. What is in the kernel then stays there and forwards on.
 func (d *Driver) Run(ctx context.Context) error {
+	w := newWays(d)
+	w.look(ctx) // before the first pass, which takes away what nobody plans
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return w.run(ctx) })
 	g.Go(func() error { return d.loop.run(ctx) })
 	g.Go(func() error { return d.loop.watch(ctx) })
 	g.Go(func() error { return d.agree.run(ctx) })
@@ -160,6 +166,7 @@ func (d *Driver) Run(ctx context.Context) error {
 
 // pace is how often things are done; tests hurry.
 type pace struct {
+	probe    time.Duration   // between two of one host
 	audit    time.Duration   // between looks at the kernel that nothing asked for
 	sandbox  time.Duration   // between looks into all sandboxes
 	unseen   time.Duration   // between looks for an interface that Docker is taking
@@ -173,6 +180,7 @@ type pace struct {
 // second does not change again (neigh/default/locktime), so one announcement
 // is not enough.
 var defaultPace = pace{
+	probe:    time.Second,
 	audit:    10 * time.Second,
 	sandbox:  time.Minute,
 	unseen:   200 * time.Millisecond,
@@ -194,6 +202,7 @@ func (d *Driver) view() View {
 		Host: d.cfg.Host, VTEP: d.vtep, Port: d.cfg.Port, MTU: d.mtu,
 		Members: d.cfg.Heard.Members(), Streams: d.cfg.Heard.Streams(), Registry: d.cfg.Ledger.Registry(), Paths: maps.Clone(d.paths),
 		Detached: d.detached, Strangers: strangers, Links: d.devices,
+		Ways: d.ways, Foreign: d.foreign,
 	}
 }
 

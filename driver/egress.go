@@ -25,7 +25,31 @@ type routed struct {
 	// there are none, nothing is checked: so for a bridge with a tunnel in it, since
 	// br_netfilter shows there what other hosts' containers send.
 	Sources map[string][]netip.Addr
+	// Detours are its tunnels to other hosts: what comes from there is for Gateways.
+	Detours []string
 	Ports   []kernel.Publish // of its containers, as ports.hold returned them
+}
+
+// planGates puts in what the firewall holds for the networks that were planned, and
+// that this host routes for.
+func (v View) planGates(in *Intent, d *Desired) {
+	var here []routed
+	for _, s := range d.Segments {
+		if s.direct() {
+			here = append(here, routed{
+				Cluster: s.Cluster, Pools: s.prefixes(), NAT: !s.Options.NoNAT, Internal: s.Options.Internal,
+				Gateways: s.Gates, Detours: s.Detours, Sources: s.Sources, Ports: in.publishes(s),
+			})
+		}
+	}
+	planEgress(here, v.Registry, nil, v.Links, v.VTEP, d.State)
+}
+
+func (n Network) prefixes() (out []netip.Prefix) {
+	for _, p := range n.Pools {
+		out = append(out, p.Prefix)
+	}
+	return out
 }
 
 // planEgress puts into state what the firewall holds for the networks that this
@@ -51,6 +75,9 @@ func planEgress(here []routed, registry *cluster.Registry, passages [][2]uint32,
 			for _, ip := range n.Sources[dev] {
 				state.Put(kernel.Source{Dev: dev, IP: ip})
 			}
+		}
+		for _, dev := range n.Detours {
+			state.Put(kernel.Uplink{Dev: dev, IPv6: six, Forward: true})
 		}
 		if n.Internal { // it has no outside, as with the engine's own networks
 			continue

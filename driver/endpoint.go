@@ -212,6 +212,22 @@ func (d *Driver) Join(ctx context.Context, r *network.JoinRequest) (*network.Joi
 		InterfaceName:         network.InterfaceName{SrcName: e.link(), DstPrefix: cmp.Or(e.Ifname, "eth")},
 		DisableGatewayService: n.Options.Internal || n.Options.Gateway == "none",
 	}
+	if direct(n.Def.Mode) {
+		answer.DisableGatewayService = n.Options.Internal
+		for _, r := range n.directRoutes(e) {
+			switch {
+			case !r.Via.IsValid():
+				answer.StaticRoutes = append(answer.StaticRoutes, &network.StaticRoute{Destination: r.Dst.String(), RouteType: connected})
+			case r.Dst.Bits() > 0:
+				answer.StaticRoutes = append(answer.StaticRoutes, &network.StaticRoute{Destination: r.Dst.String(), RouteType: nextHop, NextHop: r.Via.String()})
+			case r.Via.Is4():
+				answer.Gateway = r.Via.String()
+			default:
+				answer.GatewayIPv6 = r.Via.String()
+			}
+		}
+		return answer, nil
+	}
 	if !fenced(n.Def.Mode) {
 		answer.DisableGatewayService = n.Options.Internal || n.routed()
 		for _, r := range n.routes(e) {
@@ -228,8 +244,11 @@ func (d *Driver) Join(ctx context.Context, r *network.JoinRequest) (*network.Joi
 	return answer, nil
 }
 
-// connected is the type of a route that leads to the interface itself.
-const connected = 1
+// Types of routes (libnetwork/types): by a router, or to the interface itself.
+const (
+	nextHop   = 0
+	connected = 1
+)
 
 func (d *Driver) join(ctx context.Context, e Endpoint, n Network, sandbox string) error {
 	if e.Sandbox != sandbox || !d.taken(ctx, e) {

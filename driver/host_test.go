@@ -46,6 +46,7 @@ type host struct {
 // hasty makes the loop fast enough for tests, but forgets nothing: a slow
 // machine is no reason. announce has two times, so that a repetition is seen.
 var hasty = pace{
+	probe: 50 * time.Millisecond,
 	audit: 50 * time.Millisecond, sandbox: 20 * time.Millisecond, unseen: 2 * time.Millisecond,
 	forget: time.Hour, attach: 20 * time.Millisecond, retry: 2 * time.Millisecond, announce: []time.Duration{0, 10 * time.Millisecond},
 }

@@ -16,7 +16,7 @@ type lodgers struct {
 }
 
 // lookAtLinks refreshes what is known of this host's links, where a network in a
-// LAN needs it: one of intent, or one that only a container speaks for. What is
+// LAN, or one that this host routes for, needs it: one of intent, or one that only a container speaks for. What is
 // in the sandboxes may be as old as age: that is a visit to each of them. Of a
 // link that was made anew nothing old is believed, as it has another index.
 func (d *Driver) lookAtLinks(ctx context.Context, age time.Duration) error {
@@ -24,11 +24,15 @@ func (d *Driver) lookAtLinks(ctx context.Context, age time.Duration) error {
 	needed, inside := slices.ContainsFunc(d.strangers, Tenant.lan), d.lodgers
 	d.mu.Unlock()
 	var links []kernel.Device
-	if needed || d.store.intent().lan() {
-		var err error
-		if links, inside, err = d.links(ctx, inside, age); err != nil {
-			return err
-		}
+	var err error
+	switch in := d.store.intent(); {
+	case needed || in.lan():
+		links, inside, err = d.links(ctx, inside, age)
+	case in.direct(): // by which of them the world is reached
+		links, err = d.cfg.Kernel.Links(ctx)
+	}
+	if err != nil {
+		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

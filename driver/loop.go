@@ -232,11 +232,12 @@ func (l *loop) pass(ctx context.Context) result {
 	}
 	settled := d.cfg.Heard.Settled() // before the view: by what it lacks after, nothing is known to be gone
 	want := Plan(d.store.intent(), d.world())
-	l.alarm(want.Problems)
 	d.cfg.Kernel.Heed(want.Heed...)
 	for dev, s := range want.Devices {
 		l.devices[dev] = s.Cluster
 	}
+	r.problems = append(r.problems, d.keepPorts(d.store.intent())...)
+	l.alarm(append(want.Problems, r.problems...))
 	a := l.apply(ctx, want, settled, &r)
 	maps.DeleteFunc(l.devices, func(dev string, _ uint32) bool { return r.err == nil && want.Devices[dev] == nil })
 	if a.have != nil {

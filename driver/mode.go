@@ -3,6 +3,7 @@ package driver
 import (
 	"strings"
 
+	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/driver/kernel"
 )
 
@@ -18,19 +19,24 @@ type Mode struct {
 }
 
 // modes lists what can be built, the default first.
-var modes = []Mode{vxlan, macvlan, ipvlan}
-
-// unbuilt lists the modes that have a name but no file yet.
-var unbuilt = []string{"host-gw", "routed"}
+var modes = []Mode{vxlan, macvlan, ipvlan, hostGW, routes}
 
 // stations lists the modes whose networks stand in a LAN, with the kind of the
 // containers' interfaces.
 var stations = map[string]kernel.Kind{"macvlan": kernel.Macvlan, "ipvlan": kernel.IPvlan}
 
-// fenced reports whether the hosts of a network reach each other by tunnels
-// between their VTEPs. In a LAN they do without: frames of strangers, and of hosts
-// that the cluster forgot, arrive.
+// fenced reports a network that stands in no LAN, so that nothing of strangers, and
+// of hosts that the cluster forgot, is led to its containers.
 func fenced(mode string) bool { return stations[mode] == "" }
+
+// direct reports a network whose packets this host routes, without frames between
+// hosts, as direct.go has it.
+func direct(mode string) bool { return mode == modeHostGW || mode == modeRouted }
+
+// tunnels reports a network whose hosts may need VXLAN tunnels between their VTEPs.
+func tunnels(def cluster.Definition) bool {
+	return def.Mode == modeVXLAN || def.Fallback == modeVXLAN
+}
 
 // modeOf finds a mode; every stored network has one, since parsing refuses
 // other names.
@@ -53,9 +59,9 @@ func built(name string) bool {
 }
 
 func modeNames() string {
-	names := make([]string, 0, len(modes)+len(unbuilt))
+	names := make([]string, 0, len(modes))
 	for _, m := range modes {
 		names = append(names, m.Name)
 	}
-	return strings.Join(append(names, unbuilt...), ", ")
+	return strings.Join(names, ", ")
 }

@@ -19,6 +19,8 @@ type Intent struct {
 	// Parting lists the pools that the driver itself attached, for a foreign
 	// IPAM, and that no network uses any more: the cluster is to be told.
 	Parting map[cluster.PoolKey]cluster.PoolKey
+	// Published holds the ports of endpoints, by Docker's endpoint id.
+	Published map[string]Published
 }
 
 // Network is one Docker network of this host.
@@ -28,8 +30,9 @@ type Network struct {
 	Options Options            `json:"options"`    // as asked for
 	Cluster uint32             `json:"cluster"`    // cluster.Network.ID
 	Def     cluster.Definition `json:"definition"` // as agreed
-	// Of networks in a LAN: its routers, as Docker was told of them or asked IPAM
-	// for them, and with host_access the host's own addresses.
+	// Of networks in a LAN, or routed by this host: its routers, as Docker was told
+	// of them or asked IPAM for them, and the host's own addresses (in a LAN with
+	// host_access only).
 	Gateways  []netip.Addr `json:"gateways,omitempty"`
 	HostAddrs []netip.Addr `json:"hostAddrs,omitempty"`
 }
@@ -88,12 +91,24 @@ type held struct {
 	endpoints []Endpoint
 }
 
-func (h held) fenced() bool { return fenced(h.Def.Mode) }
+func (h held) fenced() bool  { return fenced(h.Def.Mode) }
+func (h held) direct() bool  { return direct(h.Def.Mode) }
+func (h held) tunnels() bool { return tunnels(h.Def) }
 
 // lan reports whether any network of this host stands in a LAN.
 func (in *Intent) lan() bool {
 	for _, n := range in.Networks {
 		if !fenced(n.Def.Mode) {
+			return true
+		}
+	}
+	return false
+}
+
+// direct reports whether this host routes the packets of any of its networks.
+func (in *Intent) direct() bool {
+	for _, n := range in.Networks {
+		if direct(n.Def.Mode) {
 			return true
 		}
 	}
@@ -244,7 +259,7 @@ func contradicts(want, have cluster.Definition) bool {
 	tunnels, usual := fenced(have.Mode), tenureOf(cluster.Definition{Mode: have.Mode})
 	differ := func(a, b string) bool { return a != "" && cmp.Or(b, a) != a }
 	return differ(want.Mode, have.Mode) || differ(want.ARP, have.ARP) || differ(want.BUM, have.BUM) ||
-		differ(want.Encrypt, have.Encrypt) || tunnels && differ(want.Underlay, have.Underlay) ||
+		differ(want.Encrypt, have.Encrypt) || differ(want.Fallback, have.Fallback) || tunnels && differ(want.Underlay, have.Underlay) ||
 		differ(want.Submode, cmp.Or(have.Submode, usual.mode)) || differ(want.Flag, cmp.Or(have.Flag, usual.flag)) ||
 		have.VLAN != "" && differ(want.VLAN, have.VLAN) ||
 		want.VNI != 0 && want.VNI != have.VNI || want.MTU != 0 && want.MTU != have.MTU
@@ -260,6 +275,15 @@ func filled(asked, before cluster.Definition) cluster.Definition {
 		return asked
 	}
 	asked.VNI = cmp.Or(asked.VNI, before.VNI)
+	if direct(asked.Mode) {
+		if asked.Mode == modeHostGW {
+			asked.Fallback = cmp.Or(asked.Fallback, modeVXLAN)
+		}
+		if !tunnels(asked) {
+			asked.VNI = 0
+		}
+		return asked
+	}
 	asked.ARP = cmp.Or(asked.ARP, "suppress")
 	asked.BUM = cmp.Or(asked.BUM, "replicate")
 	return asked

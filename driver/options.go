@@ -37,6 +37,11 @@ type Options struct {
 	IPvlanMode   string `json:"ipvlanMode,omitempty"`
 	IPvlanFlag   string `json:"ipvlanFlag,omitempty"`
 	HostAccess   bool   `json:"hostAccess,omitempty"`
+
+	// Of networks whose packets this host routes.
+	Fallback string `json:"fallback,omitempty"`
+	NoNAT    bool   `json:"noNAT,omitempty"` // what leaves the cluster keeps its source
+	BGP      bool   `json:"bgp,omitempty"`
 }
 
 // local names and compares the options that need not be equal on all hosts,
@@ -51,8 +56,17 @@ func (o Options) local() []setting {
 		{"vlan_protocol", cmp.Or(o.VLANProtocol, "802.1q")},
 		{"source", o.Source},
 		{"bcqueue", strconv.Itoa(cmp.Or(o.BCQueue, 1000))},
-		{"host_access", map[bool]string{false: "off", true: "on"}[o.HostAccess]},
+		{"host_access", onOff(o.HostAccess)},
+		{"nat", onOff(!o.NoNAT)},
+		{"bgp", onOff(o.BGP)},
 	}
+}
+
+func onOff(is bool) string {
+	if is {
+		return "on"
+	}
+	return "off"
 }
 
 type setting struct{ key, value string }
@@ -93,8 +107,9 @@ var options = []option{
 	{key: "ipvlan_mode", modes: []string{"ipvlan"}, values: []string{"l2", "l3", "l3s"}, set: func(o *Options, v string) error { o.IPvlanMode = v; return nil }},
 	{key: "ipvlan_flag", modes: []string{"ipvlan"}, values: []string{"bridge", "private", "vepa"}, set: func(o *Options, v string) error { o.IPvlanFlag = v; return nil }},
 	{key: "host_access", values: []string{"off", "on"}, set: func(o *Options, v string) error { o.HostAccess = v == "on"; return nil }},
-	{key: "fallback", modes: []string{"host-gw"}},
-	{key: "bgp", modes: []string{"routed", "host-gw", "ipvlan"}, later: []string{"*"}},
+	{key: "fallback", modes: []string{"host-gw"}, values: []string{"vxlan", "ipip", "gre", "none"}, set: func(o *Options, v string) error { o.Fallback = v; return nil }},
+	{key: "nat", modes: []string{"host-gw", "routed"}, values: []string{"on", "off"}, set: func(o *Options, v string) error { o.NoNAT = v == "off"; return nil }},
+	{key: "bgp", modes: []string{"routed", "host-gw", "ipvlan"}, values: []string{"off"}, later: []string{"on"}, set: func(o *Options, v string) error { o.BGP = v == "on"; return nil }},
 	{key: "ipam", values: []string{"isthmus", "foreign"}, set: func(o *Options, v string) error { o.Foreign = v == "foreign"; return nil }},
 	{key: "space", set: func(o *Options, v string) error {
 		if !spaceName.MatchString(v) {
@@ -113,9 +128,6 @@ var spaceName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 // names this host, for parent.HOST; empty for whoever makes no network himself.
 func ParseOptions(in map[string]string, host string) (Options, error) {
 	o := Options{Mode: cmp.Or(in["mode"], modes[0].Name)}
-	if slices.Contains(unbuilt, o.Mode) {
-		return o, fmt.Errorf("option mode=%s is not built yet in this version", o.Mode)
-	}
 	if !built(o.Mode) {
 		return o, fmt.Errorf("option mode=%s is unknown: the modes are %s", o.Mode, modeNames())
 	}
@@ -148,8 +160,10 @@ func ParseOptions(in map[string]string, host string) (Options, error) {
 	switch {
 	case o.Source != "" && o.MacvlanMode != "source":
 		return o, fmt.Errorf("option source belongs to -o macvlan_mode=source")
-	case o.HostAccess && fenced(o.Mode):
+	case o.HostAccess && fenced(o.Mode) && !direct(o.Mode):
 		return o, fmt.Errorf("option host_access=on is not built yet in this version for mode %s", o.Mode)
+	case o.Foreign && direct(o.Mode):
+		return o, fmt.Errorf("option ipam=foreign does not work with mode %s: hosts route the blocks of addresses that isthmus leases to them: use isthmus as --ipam-driver", o.Mode)
 	}
 	if o.MTU != 0 && o.Underlay != 0 {
 		return o, fmt.Errorf("options mtu and %s both say the MTU, the second one that of the underlay: use one of them", dockerMTU)

@@ -30,6 +30,10 @@ type View struct {
 	// Links are those of this host, by name; only where a network in a LAN needs
 	// to know.
 	Links []kernel.Device
+	// Ways says how other hosts are reached without a tunnel, and Foreign which routes
+	// others have on this host; only where this host routes a network.
+	Ways    map[cluster.HostID]Way
+	Foreign []kernel.Foreign
 	// Paths holds the hosts whose path was probed and found narrower than the
 	// links say, with the largest IP packet that passes whole.
 	Paths map[cluster.HostID]int
@@ -93,6 +97,11 @@ type segment struct {
 	Device  string                   // link that leads to the other hosts
 	Speaker string                   // link that the host itself announces from; empty: it does not
 	lost    map[string]bool          // endpoints here that are cut off, by id
+	Gates   []string                 // links on which this host is the containers' router
+	Detours []string                 // tunnels to hosts that are not reached directly
+	Sources map[string][]netip.Addr  // that may send, by gate
+	Ways    []PeerWay                // how others' blocks are reached
+	own     []netip.Addr             // of this host itself, where it routes
 	ownIP   map[netip.Addr]*Endpoint // of all other endpoints here, joined or not
 	ownMAC  map[cluster.MAC]*Endpoint
 }
@@ -114,7 +123,7 @@ func Plan(in *Intent, v View) Desired {
 	admitted, refused := v.vteps()
 	d.Refused = refused
 	peers := map[uint32][]peer{}
-	tunnels := slices.ContainsFunc(networks, held.fenced)
+	tunnels := slices.ContainsFunc(networks, held.tunnels)
 	if v.Detached == "" {
 		peers = v.peers(networks, &d)
 	} else {
@@ -130,6 +139,7 @@ func Plan(in *Intent, v View) Desired {
 		mode := modeOf(n.Def.Mode)
 		s := &segment{held: n, before: networks[:i], lost: v.lost(n, agreed, &d), ownIP: map[netip.Addr]*Endpoint{}, ownMAC: map[cluster.MAC]*Endpoint{}}
 		d.Segments = append(d.Segments, s)
+		holds := len(d.Records)
 		d.Records = append(d.Records, cluster.Record{Network: n.Cluster})
 		for i := range n.endpoints {
 			e := &n.endpoints[i]
@@ -156,7 +166,18 @@ func Plan(in *Intent, v View) Desired {
 			v.checkMTU(s, &d)
 		}
 		mode.Plan(s, v, &d)
+		for _, a := range s.own {
+			if a.Is4() {
+				d.Records[holds].IPv4 = a
+			} else {
+				d.Records[holds].IPv6 = a
+			}
+		}
+		if n.direct() {
+			v.conflicts(s, &d)
+		}
 	}
+	v.planGates(in, &d)
 	slices.Sort(d.Heed)
 	d.Heed = slices.Compact(d.Heed)
 	if v.Detached == "" {
@@ -182,7 +203,7 @@ func Plan(in *Intent, v View) Desired {
 func (v View) peers(networks []held, d *Desired) map[uint32][]peer {
 	out, tunnel := make(map[uint32][]peer, len(networks)), make(map[uint32]bool, len(networks))
 	for _, n := range networks {
-		out[n.Cluster], tunnel[n.Cluster] = nil, n.fenced()
+		out[n.Cluster], tunnel[n.Cluster] = nil, n.tunnels()
 	}
 	for _, s := range v.Streams {
 		if s.Owner == v.Host {

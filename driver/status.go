@@ -67,6 +67,9 @@ type NetworkStatus struct {
 	Hosts    []string          `json:"hosts"`          // names of the hosts that hold it, this one included
 	Local    int               `json:"local"`
 	Remote   int               `json:"remote"`
+	NAT      string            `json:"nat,omitempty"`      // where this host routes: on or off
+	Fallback string            `json:"fallback,omitempty"` // of host-gw
+	Ways     []PeerWay         `json:"ways,omitempty"`     // how other hosts' blocks are reached, where this host routes
 	Problems []Problem         `json:"problems,omitempty"`
 }
 
@@ -133,6 +136,10 @@ func (d *Driver) Networks() []NetworkStatus {
 				n.Gateway = "dhcp"
 			}
 			n.Parent, n.VLAN, n.Host = s.Options.Parent, s.Def.VLAN, s.HostAddrs
+		}
+		if s.direct() {
+			n.Attach, n.ARP, n.BUM, n.Gateway = "veth", "", "", ""
+			n.NAT, n.Fallback, n.Ways, n.Host = onOff(!s.Options.NoNAT && !s.Options.Internal), s.Def.Fallback, s.Ways, s.HostAddrs
 		}
 		hosts := map[string]bool{v.name(v.Host): true}
 		for _, peer := range s.Peers {

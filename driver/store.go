@@ -25,16 +25,18 @@ var (
 	networkBucket  = []byte("driver.networks")
 	endpointBucket = []byte("driver.endpoints")
 	partingBucket  = []byte("driver.parting")
+	portsBucket    = []byte("driver.ports")
 )
 
 // openStore reads what is on disk.
 func openStore(db *bbolt.DB) (*store, error) {
-	in := &Intent{Networks: map[string]Network{}, Endpoints: map[string]Endpoint{}, Parting: map[cluster.PoolKey]cluster.PoolKey{}}
+	in := &Intent{Networks: map[string]Network{}, Endpoints: map[string]Endpoint{}, Parting: map[cluster.PoolKey]cluster.PoolKey{}, Published: map[string]Published{}}
 	err := db.Update(func(tx *bbolt.Tx) error {
 		return firstError(
 			load(tx, networkBucket, func(n Network) { in.Networks[n.ID] = n }),
 			load(tx, endpointBucket, func(e Endpoint) { in.Endpoints[e.ID] = e }),
 			load(tx, partingBucket, func(p cluster.PoolKey) { in.Parting[p] = p }),
+			load(tx, portsBucket, func(p Published) { in.Published[p.Endpoint] = p }),
 		)
 	})
 	if err != nil {
@@ -54,14 +56,16 @@ func (s *store) edit(fn func(in *Intent) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.now.Load()
-	in := &Intent{Networks: maps.Clone(old.Networks), Endpoints: maps.Clone(old.Endpoints), Parting: maps.Clone(old.Parting)}
+	in := &Intent{Networks: maps.Clone(old.Networks), Endpoints: maps.Clone(old.Endpoints), Parting: maps.Clone(old.Parting), Published: maps.Clone(old.Published)}
 	if err := fn(in); err != nil {
 		return err
 	}
+	in.forgetPorts()
 	var writes []write
 	writes = changes(writes, networkBucket, old.Networks, in.Networks, func(a, b Network) bool { return reflect.DeepEqual(a, b) })
 	writes = changes(writes, endpointBucket, old.Endpoints, in.Endpoints, func(a, b Endpoint) bool { return a == b })
 	writes = changes(writes, partingBucket, old.Parting, in.Parting, func(a, b cluster.PoolKey) bool { return a == b })
+	writes = changes(writes, portsBucket, old.Published, in.Published, func(a, b Published) bool { return reflect.DeepEqual(a, b) })
 	if len(writes) == 0 {
 		return nil
 	}

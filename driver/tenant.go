@@ -131,6 +131,11 @@ func (t Tenant) lan() bool {
 	return t.vni() == 0 && (t.Kind == kernel.Macvlan || t.Kind == kernel.IPvlan)
 }
 
+// direct reports the end of a link by which this host routes for a container.
+func (t Tenant) direct() bool {
+	return t.Kind == kernel.Veth && strings.HasPrefix(t.Below, "is-p") && (t.Master == "" || strings.HasPrefix(t.Master, "is-g"))
+}
+
 // vni returns the network that a tenant's device is named after; 0 when it is
 // none of ours.
 func (t Tenant) vni() uint32 {
@@ -179,6 +184,8 @@ func (v View) networkOf(t Tenant, networks []held) (n Network, held bool) {
 	switch {
 	case t.lan():
 		return v.lanOf(t, networks)
+	case t.direct():
+		return v.directOf(t, networks)
 	case vni == 0:
 		return Network{}, false
 	}
@@ -192,6 +199,36 @@ func (v View) networkOf(t Tenant, networks []held) (n Network, held bool) {
 			if agreed.Def.VNI == vni {
 				attach := map[kernel.Kind]string{kernel.Veth: "bridge"}[t.Kind]
 				return Network{Pools: agreed.Pools, Cluster: agreed.ID, Def: agreed.Def, Options: Options{Mode: agreed.Def.Mode, Attach: cmp.Or(attach, "macvlan")}}, false
+			}
+		}
+	}
+	return Network{}, false
+}
+
+// directOf does the same for a tenant that this host routes for, by its addresses.
+func (v View) directOf(t Tenant, networks []held) (n Network, held bool) {
+	fits := func(n Network) bool {
+		return direct(n.Def.Mode) && (t.Master == "") == (n.Def.Mode == modeRouted) && slices.ContainsFunc(t.Addrs, func(p netip.Prefix) bool {
+			_, ok := n.covers(p.Addr())
+			return ok
+		})
+	}
+	for _, h := range networks {
+		if fits(h.Network) {
+			return h.Network, true
+		}
+	}
+	if v.Registry != nil {
+		for _, id := range slices.Sorted(maps.Keys(v.Registry.Networks)) {
+			agreed := v.Registry.Networks[id]
+			n := Network{Pools: agreed.Pools, Cluster: id, Def: agreed.Def, Options: Options{Mode: agreed.Def.Mode}}
+			if fits(n) {
+				for _, p := range n.Pools {
+					if g := v.Registry.Pools[p].Gateway; g.IsValid() {
+						n.Gateways = append(n.Gateways, g)
+					}
+				}
+				return n, false
 			}
 		}
 	}
@@ -248,7 +285,7 @@ func (v View) adopt(networks []held, d *Desired) []held {
 	networks = slices.Clone(networks)
 	for _, t := range v.Strangers {
 		vni := t.vni()
-		if vni == 0 && !t.lan() || known(t) {
+		if vni == 0 && !t.lan() && !t.direct() || known(t) {
 			continue
 		}
 		n, ours := v.networkOf(t, networks)

@@ -11,10 +11,12 @@ import (
 // per network, no learning: what is where comes from the other hosts' records.
 // Containers hang on the device as macvlan children, or meet it at a bridge.
 var vxlan = Mode{
-	Name:     "vxlan",
+	Name:     modeVXLAN,
 	Plan:     planVXLAN,
 	Overhead: vxlanOverhead,
 }
+
+const modeVXLAN = "vxlan"
 
 // vxlanOverhead counts the inner Ethernet header (14), VXLAN (8), UDP (8) and
 // the outer IP header.

@@ -65,6 +65,9 @@ func (i *IPAM) RequestAddress(ctx context.Context, req *docker.RequestAddressReq
 	if err != nil {
 		return nil, err
 	}
+	if req.Options[requestType] != gatewayType && i.cfg.Routed != nil && i.cfg.Routed(p.key) {
+		answer = netip.PrefixFrom(answer.Addr(), answer.Addr().BitLen())
+	}
 	return &docker.RequestAddressResponse{Address: answer.String(), Data: map[string]string{}}, nil
 }
 

@@ -71,6 +71,9 @@ type Config struct {
 	// Networked reports whether the network driver has a network on the pool
 	// here. Only addresses of such pools are swept.
 	Networked func(cluster.PoolKey) bool
+	// Routed reports whether the containers of the pool's network on this host have no
+	// neighbours: their addresses are answered as /32 or /128. Nil: none are.
+	Routed func(cluster.PoolKey) bool
 	// Live reports whether an endpoint of this host holds the address.
 	Live func(cluster.PoolKey, netip.Addr) bool
 	// WhoHolds names who uses an address anywhere in the cluster ("web on

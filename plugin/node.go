@@ -191,6 +191,7 @@ func openNode(cfg Config, to doors, u kernel.Underlay, log logrus.FieldLogger) (
 		StillClaims: n.stillClaims,
 		// The driver needs the ipam to be opened.
 		Networked: func(p cluster.PoolKey) bool { return n.driver.Networked(p) },
+		Routed:    func(p cluster.PoolKey) bool { return n.driver.Routed(p) },
 		Live:      func(p cluster.PoolKey, a netip.Addr) bool { return n.driver.Live(p, a) },
 		WhoHolds:  func(p cluster.PoolKey, a netip.Addr) string { return n.driver.WhoHolds(p, a) },
 		Probe:     n.strangers.taken,

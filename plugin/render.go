@@ -137,6 +137,8 @@ func renderNetworks(w io.Writer, networks []driver.NetworkStatus) {
 // in which that one leads, as far as its name does not say it.
 func onText(n driver.NetworkStatus) string {
 	switch {
+	case n.Mode == "host-gw":
+		return "fallback " + n.Fallback
 	case n.VNI != 0:
 		return fmt.Sprintf("VNI %d", n.VNI)
 	case n.VLAN != "" && !strings.HasSuffix(n.Parent, "."+n.VLAN):
@@ -147,6 +149,14 @@ func onText(n driver.NetworkStatus) string {
 	return n.Parent
 }
 
+// wayText says how another host's block is reached.
+func wayText(w driver.PeerWay) string {
+	if w.By == "native" {
+		return fmt.Sprintf("native via %s dev %s", w.Via, w.Dev)
+	}
+	return fmt.Sprintf("by %s, since %s", w.By, w.Why)
+}
+
 // renderNetworksWith adds the addresses of this host in them, and what is wrong
 // with them.
 func renderNetworksWith(w io.Writer, networks []driver.NetworkStatus) {
@@ -154,6 +164,11 @@ func renderNetworksWith(w io.Writer, networks []driver.NetworkStatus) {
 	for _, n := range networks {
 		if len(n.Host) > 0 {
 			fmt.Fprintf(w, "This host has %s in %s.\n", addrsText(n.Host), poolsText(n.Pools))
+		}
+	}
+	for _, n := range networks {
+		for _, way := range n.Ways {
+			fmt.Fprintf(w, "%s on %s: %s.\n", way.Block, way.Host, wayText(way))
 		}
 	}
 	for _, n := range networks {

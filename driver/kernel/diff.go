@@ -73,7 +73,7 @@ func Diff(have, want State, o Options) []Op {
 				continue
 			}
 		default:
-			if ok && h == w {
+			if ok && h == w || waits(base, want, w) {
 				continue
 			}
 		}
@@ -105,6 +105,21 @@ func Recreated(list []Op) []string {
 		}
 	}
 	return names
+}
+
+// waits reports what is for the host end of a pair that is not there yet: it comes
+// with the container's end, which somebody else makes.
+func waits(base, want State, o Object) bool {
+	dev := o.Key().Dev
+	if f, ok := o.(FIB); ok {
+		dev = f.Dev
+	}
+	switch o.(type) {
+	case Addr, FIB, Gateway:
+		l, ok := want[linkKey(dev)].(Link)
+		return ok && l.Standing == Adopted && !has(base, dev)
+	}
+	return false
 }
 
 func linkKey(name string) Key { return Key{"link", name, ""} }

@@ -29,16 +29,9 @@ type FIB struct {
 	Onlink bool       // Via is on Dev, whatever the other routes say
 }
 
-// Addresses that are the gateway of every container on a link of its own
-// (RFC 3927 and RFC 4291, section 2.5.6): the host has them on each such link.
-var (
-	LinkGateway4 = netip.MustParseAddr("169.254.1.1")
-	LinkGateway6 = netip.MustParseAddr("fe80::1")
-)
-
 // Addr is an address of the host on a link of ours, but not on a VXLAN device.
-// It brings no route along, whatever its length, unless it is link-local. Of link-local
-// ones there are only LinkGateway4 and LinkGateway6.
+// It brings no route along, whatever its length. A link-local one of IPv6 has the
+// bytes "is" before its last two, so that it is told from those of the kernel's making.
 type Addr struct {
 	Dev    string
 	Prefix netip.Prefix

@@ -28,7 +28,14 @@ func (k *Linux) dumpAddrs(ctx context.Context, state State, links map[int]string
 	return nil
 }
 
-func isLinkGateway(ip netip.Addr) bool { return ip == LinkGateway4 || ip == LinkGateway6 }
+// isLinkGateway reports a link-local address that is of our making.
+func isLinkGateway(ip netip.Addr) bool {
+	if !ip.IsLinkLocalUnicast() {
+		return false
+	}
+	b := ip.As16()
+	return ip.Is4() || [6]byte(b[8:14]) == [6]byte{4: Group >> 8, 5: Group & 0xff}
+}
 
 // dumpRoutes adds our routes to state; names of links are by index.
 func (k *Linux) dumpRoutes(ctx context.Context, state State, names map[int]string) error {

@@ -80,14 +80,19 @@ func (d *draft) define(host cluster.HostID, n cluster.Network, def cluster.Defin
 	case "ipvlan":
 		fill(&def.Submode, "l2")
 		fill(&def.Flag, "bridge")
+	case "host-gw":
+		fill(&def.Fallback, "vxlan")
 	}
-	if def.Mode != "vxlan" {
-		def.Underlay = "" // it has no tunnels
+	if def.Mode == "vxlan" {
+		fill(&def.Underlay, "ipv4")
+		fill(&def.ARP, "suppress")
+		fill(&def.BUM, "replicate")
+	} else {
+		def.Underlay = "" // no family is its own
+	}
+	if def.Mode != "vxlan" && def.Fallback != "vxlan" {
 		return def, nil
 	}
-	fill(&def.Underlay, "ipv4")
-	fill(&def.ARP, "suppress")
-	fill(&def.BUM, "replicate")
 	used := map[uint32]cluster.Network{}
 	for _, other := range d.Networks {
 		if other.ID != n.ID && other.Def.VNI != 0 {
@@ -142,6 +147,7 @@ func (d *draft) contradicts(host cluster.HostID, n cluster.Network, ask cluster.
 	check("arp", ask.ARP, n.Def.ARP)
 	check("bum", ask.BUM, n.Def.BUM)
 	check("encrypt", ask.Encrypt, n.Def.Encrypt)
+	check("fallback", ask.Fallback, n.Def.Fallback)
 	if ask.Mode == n.Def.Mode { // else they mean nothing
 		check(ask.Mode+"_mode", ask.Submode, n.Def.Submode)
 		check("ipvlan_flag", ask.Flag, n.Def.Flag)
