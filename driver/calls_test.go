@@ -130,7 +130,7 @@ func TestCreateNetworkRefusals(t *testing.T) {
 		{"Docker's mtu too large", nil, []string{"10.1.0.0/16"}, []string{"com.docker.network.driver.mtu=9000"}, "create network: mtu=8950 needs packets of 9000 bytes, but the underlay carries 1500: use -o mtu=1450 or less, or leave it out"},
 		{"mtu too small for IPv6", nil, []string{"fd01::/64"}, []string{"mtu=1200"}, "create network: mtu=1200 is too small for IPv6, which needs 1280: use -o mtu=1280 or more, or no IPv6 subnet"},
 		{"mtu of another host", func(h *host) { h.elsewhere(cluster.Definition{Mode: "vxlan", MTU: 8000}) }, []string{"10.1.0.0/16"}, nil, "create network: host2 created the network with mtu=8000 needs packets of 8050 bytes, but the underlay carries 1500: remove it on all hosts and create it with -o mtu=1450 or less"},
-		{"contradiction", func(h *host) { h.elsewhere(cluster.Definition{Mode: "vxlan", ARP: "flood"}) }, []string{"10.1.0.0/16"}, []string{"arp=suppress"}, "create network: attach network 10.1.0.0/16: network 10.1.0.0/16 is {Mode:vxlan VNI:4097 MTU:0 ARP:flood BUM:replicate Encrypt: Underlay: Submode: Flag: VLAN:}"},
+		{"contradiction", func(h *host) { h.elsewhere(cluster.Definition{Mode: "vxlan", ARP: "flood"}) }, []string{"10.1.0.0/16"}, []string{"arp=suppress"}, "create network: attach network 10.1.0.0/16: network 10.1.0.0/16 is {Mode:vxlan VNI:4097 MTU:0 ARP:flood BUM:replicate Encrypt: Underlay: Submode: Flag: VLAN: Fallback:}"},
 		{"no answer", func(h *host) { h.ledger.cut(true) }, []string{"10.1.0.0/16"}, nil, "create network: attach network 10.1.0.0/16: ask the cluster: host9 does not answer"},
 		{"no addresses", func(h *host) { h.addresses.fail(errors.New("pool is full")) }, []string{"10.1.0.0/16"}, nil, "create network: pool is full"},
 		{"device in the way", func(h *host) { h.kernel.Fail(-1, "add link is-v4097", errors.New("VNI is in use")) }, []string{"10.1.0.0/16"}, nil, "create network: add link is-v4097: VNI is in use\nadd link is-a4097: no such parent is-v4097"},
@@ -399,8 +399,8 @@ func TestSwarmCalls(t *testing.T) {
 	if err != nil || r.Options["attach"] != "bridge" {
 		t.Fatalf("got %+v, %v", r, err)
 	}
-	_, err = h.AllocateNetwork(anyContext, &network.AllocateNetworkRequest{Options: map[string]string{"mode": "routed"}})
-	h.refused(err, "allocate network: option mode=routed is not built yet in this version")
+	_, err = h.AllocateNetwork(anyContext, &network.AllocateNetworkRequest{Options: map[string]string{"encrypt": "wireguard"}})
+	h.refused(err, "allocate network: option encrypt=wireguard is not built yet in this version")
 	h.ok(h.FreeNetwork(anyContext, &network.FreeNetworkRequest{}))
 	h.ok(h.DiscoverNew(anyContext, &network.DiscoveryNotification{}))
 	h.ok(h.DiscoverDelete(anyContext, &network.DiscoveryNotification{}))

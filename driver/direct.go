@@ -210,6 +210,7 @@ func planWays(s *segment, v View, d *Desired) {
 			}
 			v4 := l.Block.Addr().Is4()
 			router := routers[station{l.Holder, v4}]
+			v.lay(s, l.Holder, d)
 			w, known := v.Ways[l.Holder]
 			fits := known && w.Via.IsValid() && w.Via.Is4() == v4 && (!w.Routed || s.Options.BGP)
 			if fits && router.IsValid() && !probed[router] {
@@ -304,6 +305,19 @@ func tunnelOverhead(kind string, vtep netip.Addr) int {
 	return over
 }
 
+// lay puts this host's end of the tunnel to another one, where each peer has its own.
+// It lies there whether or not it is used here: the other host may use its end.
+func (v View) lay(s *segment, host cluster.HostID, d *Desired) {
+	kind, vtep := s.fallback(), v.vtepOf(host)
+	if kind != "ipip" && kind != "gre" || !vtep.IsValid() || family(vtep) != family(v.VTEP) || vtep == v.VTEP {
+		return
+	}
+	l := kernel.Link{Name: tunnelDevice(kind, host), Kind: kernel.Kind(kind), MTU: v.underlay() - tunnelOverhead(kind, v.VTEP), Local: v.VTEP, Remote: vtep}
+	d.State.Put(l)
+	d.Devices[l.Name] = s
+	s.Detours = append(s.Detours, l.Name)
+}
+
 // detour leads a block to its host by the network's fallback, if that can be.
 func (v View) detour(s *segment, l cluster.Lease, router netip.Addr, d *Desired) (by string, ok bool) {
 	vtep := v.vtepOf(l.Holder)
@@ -321,9 +335,6 @@ func (v View) detour(s *segment, l cluster.Lease, router netip.Addr, d *Desired)
 		d.State.Put(kernel.FDB{Dev: to.Dev, MAC: mac, Dst: vtep}, kernel.Neigh{Dev: to.Dev, IP: router, MAC: mac})
 	case "ipip", "gre":
 		to.Dev, to.MTU = tunnelDevice(kind, l.Holder), s.MTU-tunnelOverhead(kind, v.VTEP)
-		d.State.Put(kernel.Link{Name: to.Dev, Kind: kernel.Kind(kind), MTU: v.underlay() - tunnelOverhead(kind, v.VTEP), Local: v.VTEP, Remote: vtep})
-		d.Devices[to.Dev] = s
-		s.Detours = append(s.Detours, to.Dev)
 	default:
 		return "", false
 	}

@@ -66,10 +66,13 @@
 //
 // # Routed networks
 //
-// The modes whose Join answer has a gateway bring their own way out and publish
-// ports themselves. None is built yet; what they take is here, pure or held by
-// itself:
+// The modes whose Join answer has a gateway (host-gw, routed) bring their own way out
+// and publish ports themselves:
 //
+//	direct.go        the plan of both modes: who is led where
+//	way.go           what probes of a host come to, pure
+//	ways.go          next hops and probes, once a second
+//	publish.go       Docker's calls about ports, and what is stored of them
 //	egress.go        the networks that this host routes for, to kernel objects
 //	ports.go         what the engine says of -p, checked
 //	ports_hold.go    the ports of the host, each held by a socket: all that an

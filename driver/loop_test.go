@@ -372,7 +372,7 @@ func TestStatus(t *testing.T) {
 		t.Fatalf("status %+v", s)
 	}
 	n := h.Networks()
-	if len(n) != 1 || fmt.Sprintf("%+v", n[0]) != "{ID:1 Docker:[app] Pools:[10.1.0.0/16 fd01::/64] Mode:vxlan VNI:4097 Device:is-v4097 Attach:macvlan MTU:1450 ARP:suppress BUM:replicate Gateway:docker Internal:false Foreign:false Parent: VLAN: Host:[] Hosts:[host1 host2] Local:1 Remote:1 Problems:[]}" {
+	if len(n) != 1 || fmt.Sprintf("%+v", n[0]) != "{ID:1 Docker:[app] Pools:[10.1.0.0/16 fd01::/64] Mode:vxlan VNI:4097 Device:is-v4097 Attach:macvlan MTU:1450 ARP:suppress BUM:replicate Gateway:docker Internal:false Foreign:false Parent: VLAN: Host:[] Hosts:[host1 host2] Local:1 Remote:1 NAT: Fallback: Ways:[] Problems:[]}" {
 		t.Fatalf("networks %+v", n)
 	}
 	e := h.Endpoints()

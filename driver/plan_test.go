@@ -87,6 +87,15 @@ func render(d Desired) string {
 		}
 		fmt.Fprintln(&b)
 	}
+	for _, s := range d.Segments {
+		for _, w := range s.Ways {
+			fmt.Fprintf(&b, "way %s to %s by %s", w.Block, w.Host, w.By)
+			if w.Why != "" {
+				fmt.Fprintf(&b, ": %s", w.Why)
+			}
+			fmt.Fprintln(&b)
+		}
+	}
 	for _, link := range d.Heed {
 		fmt.Fprintln(&b, "heed", link)
 	}
@@ -141,6 +150,13 @@ func render(d Desired) string {
 //	child eth0 of eth0 kind macvlan mode bridge flag bridge sandbox /s/web ours yes
 //	stranger eth0 sandbox /s/x kind ipvlan below eth0 link is-e0123456789 ip 10.1.0.9/16
 //
+// for networks that this host routes
+//
+//	network gw pool 10.1.0.0/16 id 1 mode host-gw fallback vxlan vni 4097 gateway 10.1.0.1 host 10.1.0.2 nat off bgp on
+//	published web tcp 0.0.0.0:80 to 10.1.0.3:8080
+//	way host2 via 192.0.2.2 dev eth0 native yes routed yes why REASON
+//	foreign 10.1.9.0/24 via 192.0.2.9 dev eth0
+//
 // and what the cluster agreed, as of an index:
 //
 //	registry 100
@@ -149,8 +165,8 @@ func render(d Desired) string {
 //	agreed 2 pool 10.2.0.0/16 vni 4098 mode vxlan
 func parseScenario(t *testing.T, text string) (*Intent, View) {
 	t.Helper()
-	in := &Intent{Networks: map[string]Network{}, Endpoints: map[string]Endpoint{}}
-	v := View{Port: 8475, Paths: map[cluster.HostID]int{}}
+	in := &Intent{Networks: map[string]Network{}, Endpoints: map[string]Endpoint{}, Published: map[string]Published{}}
+	v := View{Port: 8475, Paths: map[cluster.HostID]int{}, Ways: map[cluster.HostID]Way{}}
 	streams := map[string]*cluster.Stream{}
 	reg := &cluster.Registry{Hosts: map[cluster.HostID]cluster.Host{}, Leases: map[uint64]cluster.Lease{}, Networks: map[uint32]cluster.Network{}}
 	v.Registry = reg
@@ -245,13 +261,24 @@ func parseScenario(t *testing.T, text string) (*Intent, View) {
 				continue
 			}
 			streams[name] = &cluster.Stream{Owner: cluster.HostID(name), Info: info, Records: map[cluster.RecordKey]cluster.Record{}}
+		case "way":
+			w := Way{Dev: get("dev"), Native: get("native") != "", Routed: get("routed") != "", Why: get("why")}
+			if get("via") != "" {
+				w.Via = netip.MustParseAddr(get("via"))
+			}
+			v.Ways[cluster.HostID(name)] = w
+		case "foreign":
+			v.Foreign = append(v.Foreign, kernel.Foreign{Dst: netip.MustParsePrefix(name), Via: netip.MustParseAddr(get("via")), Dev: get("dev"), Protocol: "static"})
+		case "published":
+			in.Published[name] = Published{Endpoint: name, Got: []kernel.Publish{{Proto: words[2], Host: netip.MustParseAddrPort(words[3]), To: netip.MustParseAddrPort(words[5])}}}
 		case "path":
 			v.Paths[cluster.HostID(name)] = num("fits")
 		case "network":
-			n := Network{ID: name, Cluster: uint32(num("id")), Def: cluster.Definition{Mode: cmp.Or(get("mode"), "vxlan"), VNI: uint32(num("vni")), MTU: num("mtu"), ARP: get("arp"), BUM: get("bum"), Submode: get("submode"), Flag: get("flag"), VLAN: get("vlan")}}
+			n := Network{ID: name, Cluster: uint32(num("id")), Def: cluster.Definition{Mode: cmp.Or(get("mode"), "vxlan"), VNI: uint32(num("vni")), MTU: num("mtu"), ARP: get("arp"), BUM: get("bum"), Submode: get("submode"), Flag: get("flag"), VLAN: get("vlan"), Fallback: get("fallback")}}
 			n.Options = Options{
 				Mode: n.Def.Mode, Attach: get("attach"), Parent: get("parent"), VLANProtocol: get("tag"), Source: get("source"),
 				BCQueue: num("bcqueue"), HostAccess: get("access") == "on", Internal: get("internal") != "",
+				NoNAT: get("nat") == "off", BGP: get("bgp") == "on",
 			}
 			for _, a := range args["gateway"] {
 				n.Gateways = append(n.Gateways, netip.MustParseAddr(a))

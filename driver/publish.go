@@ -29,14 +29,14 @@ func (n Network) gated() bool { return direct(n.Def.Mode) && !n.Options.Internal
 func (d *Driver) ProgramExternalConnectivity(ctx context.Context, r *network.ProgramExternalConnectivityRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	e, n, err := d.endpoint(r.EndpointID)
-	if err != nil {
-		return fmt.Errorf("publish ports: %w", err)
+	wants, err := parsePorts(r.Options)
+	e, n, unknown := d.endpoint(r.EndpointID)
+	if unknown != nil && len(wants) > 0 {
+		err = unknown
 	}
-	if !n.gated() {
+	if err == nil && !n.gated() {
 		return nil
 	}
-	wants, err := parsePorts(r.Options)
 	if err == nil {
 		err = d.publish(e, wants)
 	}

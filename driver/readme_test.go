@@ -8,11 +8,11 @@ import (
 )
 
 // TestDocsNameOptions holds the tables of options against the code, that of the
-// README and that of networks in a LAN: the same keys, and for each of them the
+// README, of networks in a LAN and of routed ones: the same keys, and for each of them the
 // same values.
 func TestDocsNameOptions(t *testing.T) {
 	documented := map[string]string{}
-	for file, head := range map[string]string{"../README.md": "Network options", "../docs/underlay.md": "Options"} {
+	for file, head := range map[string]string{"../README.md": "Network options", "../docs/underlay.md": "Options", "../docs/routing.md": "Options"} {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
@@ -34,7 +34,7 @@ func TestDocsNameOptions(t *testing.T) {
 		}
 		text, ok := documented[o.key]
 		if !ok {
-			t.Errorf("neither README.md nor docs/underlay.md names the option %s", o.key)
+			t.Errorf("no documentation names the option %s", o.key)
 		}
 		for _, v := range o.values {
 			if !strings.Contains(text, "`"+v+"`") {

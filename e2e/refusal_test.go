@@ -36,7 +36,7 @@ func refusals(t *testing.T, s *site) {
 		{"unknown-option", create("--subnet", "10.51.0.0/24", "-o", "colour=red"), []string{"colour", "attach", "vni"}},
 		{"unknown-value", create("--subnet", "10.51.0.0/24", "-o", "attach=glue"), []string{"attach", "glue", "macvlan"}},
 		{"option-of-another-mode", create("--subnet", "10.51.0.0/24", "-o", "parent=eth0"), []string{"parent", "macvlan"}},
-		{"mode-not-built", create("--subnet", "10.51.0.0/24", "-o", "mode=host-gw"), []string{"host-gw", "not built"}},
+		{"mode-not-built", create("--subnet", "10.51.0.0/24", "-o", "encrypt=wireguard"), []string{"wireguard", "not built"}},
 		{"encryption-not-built", create("--subnet", "10.51.0.0/24", "-o", "encrypted="), []string{"encrypt", "not built"}},
 		{"unknown-ipam-option", create("--subnet", "10.51.0.0/24", "--ipam-opt", "colour=red"), []string{"colour", "network", "space"}},
 		{"overlap", create("--subnet", "10.50.0.0/25"), []string{"10.50.0.0/25", "10.50.0.0/24"}},
