@@ -19,13 +19,13 @@ import (
 
 const soakSubnet = "10.60.0.0/24"
 
-// soakTime is how long the soak goes on: ISTHMUS_SOAK, as 10m, or a minute and
-// a half.
+// soakTime is how long the soak goes on: ISTHMUS_SOAK, as 10m, or three
+// quarters of one.
 func soakTime(t *testing.T) time.Duration {
 	t.Helper()
 	v := os.Getenv("ISTHMUS_SOAK")
 	if v == "" {
-		return 90 * time.Second
+		return 45 * time.Second
 	}
 	d, err := time.ParseDuration(v)
 	if err != nil {

@@ -20,8 +20,9 @@ import (
 const commentPrefix = "isthmus "
 
 // dockerChains are the chains of table filter that may hold our accept rules.
-// It belongs into the first one that exists: Docker never changes what is in
-// DOCKER-USER, and asks it before all its own.
+// It belongs into DOCKER-USER where FORWARD leads there: Docker never changes what is
+// in it, and asks it before all its own. Somebody may have flushed FORWARD, which
+// Docker does not notice; then it belongs there.
 var dockerChains = []string{"DOCKER-USER", "FORWARD"}
 
 var filterFamilies = []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}
@@ -45,13 +46,11 @@ func (k *Linux) readFilters() ([]filter, error) {
 	var out []filter
 	for _, family := range filterFamilies {
 		f := filter{family: family, ours: map[string][]rawRule{}}
+		found, reached := map[string]bool{}, false
 		for _, name := range dockerChains {
 			for _, c := range chains {
 				if c.Table.Name != "filter" || c.Table.Family != family || c.Name != name {
 					continue
-				}
-				if f.target == "" {
-					f.target = name
 				}
 				rules, err := k.rules(uint8(family), "filter", name)
 				if err != nil {
@@ -61,8 +60,16 @@ func (k *Linux) readFilters() ([]filter, error) {
 					if r.comment != "" {
 						f.ours[name] = append(f.ours[name], r)
 					}
+					reached = reached || name == "FORWARD" && r.jumps
 				}
+				found[name] = true
 			}
+		}
+		switch {
+		case found["DOCKER-USER"] && reached:
+			f.target = "DOCKER-USER"
+		case found["FORWARD"]:
+			f.target = "FORWARD"
 		}
 		out = append(out, f)
 	}

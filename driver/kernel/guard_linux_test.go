@@ -275,7 +275,8 @@ func TestLinuxForwardDrop(t *testing.T) {
 	}
 }
 
-// The rule follows Docker: a chain that appears later is the right one.
+// The rule follows Docker: a chain that appears later is the right one, as long as
+// FORWARD leads to it.
 func TestLinuxForwardChainAppears(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
@@ -284,7 +285,8 @@ func TestLinuxForwardChainAppears(t *testing.T) {
 	apply(t, k, want) // no chain: nothing to do, and no difference
 	for _, c := range []struct{ command, chain string }{
 		{"iptables-nft -P FORWARD DROP", "FORWARD"},
-		{"iptables-nft -N DOCKER-USER", "DOCKER-USER"},
+		{"iptables-nft -N DOCKER-USER; iptables-nft -A FORWARD -j DOCKER-USER", "DOCKER-USER"},
+		{"iptables-nft -F FORWARD", "FORWARD"}, // nothing leads to the other any more
 	} {
 		s.sh("%s", c.command)
 		if ops := apply(t, k, want); len(ops) != 1 {

@@ -245,10 +245,16 @@ func (k *Linux) quiet(l Link) error {
 	switch l.Kind {
 	case VLAN, Macvlan, IPvlan:
 		return inside(int(k.ns), func() error { return setIPv6(l.Name, "accept_ra", "0") })
-	case VXLAN, IPIP, GRE, Bridge:
+	case VXLAN, IPIP, GRE:
 		// What another host routes here may come by a way that ours to it is not (a
-		// peer changes over first), which a strict host would take for spoofed.
-		return inside(int(k.ns), func() error { return writeConf("ipv4", l.Name, "rp_filter", "2") })
+		// peer changes over first), which a strict host would take for spoofed. The
+		// larger value counts, that of all links or of this one.
+		return inside(int(k.ns), func() error {
+			if readConf("ipv4", "all", "rp_filter") == "1" || readConf("ipv4", l.Name, "rp_filter") == "1" {
+				return writeConf("ipv4", l.Name, "rp_filter", "2")
+			}
+			return nil
+		})
 	}
 	return nil
 }

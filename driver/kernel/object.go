@@ -94,7 +94,7 @@ const (
 	Admit GuardRule = "admit"
 	// AcceptForward lets frames pass from Dev to Dev where br_netfilter shows
 	// bridged frames to Docker's FORWARD chain with policy DROP: iifname Dev
-	// oifname Dev accept, in DOCKER-USER where it exists, else FORWARD, of
+	// oifname Dev accept, in DOCKER-USER where FORWARD leads to it, else FORWARD, of
 	// tables ip filter and ip6 filter.
 	AcceptForward GuardRule = "accept-forward"
 	// AcceptRouted lets pass, in the same chains, what our own table marked as

@@ -78,6 +78,7 @@ func (k *Linux) setLocal(index int, local netip.Addr) error {
 type rawRule struct {
 	handle  uint64
 	comment string // "isthmus DEV" of ours, else empty
+	jumps   bool   // it leads to DOCKER-USER
 }
 
 // rules lists the rules of a chain; none when there is no such chain.
@@ -102,6 +103,7 @@ func (k *Linux) rules(family uint8, table, chain string) ([]rawRule, error) {
 			case unix.NFTA_RULE_HANDLE:
 				r.handle = binary.BigEndian.Uint64(a.Value)
 			case unix.NFTA_RULE_USERDATA, unix.NFTA_RULE_EXPRESSIONS:
+				r.jumps = r.jumps || bytes.Contains(a.Value, []byte(dockerChains[0]+"\x00"))
 				// Our comment is user data; iptables-save and -restore turn it
 				// into a comment match.
 				if i := bytes.Index(a.Value, []byte(commentPrefix)); i >= 0 {

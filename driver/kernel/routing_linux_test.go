@@ -67,6 +67,9 @@ func newSite(t *testing.T) *site {
 	)
 	apply(t, s.k, s.want)
 	s.sh("ip addr add 10.1.0.1/16 dev is-b1; ip -6 addr add fd01::1/64 dev is-b1 nodad; ip addr add 10.2.0.1/16 dev is-b2; ip -6 addr add fd02::1/64 dev is-b2 nodad; ip addr add fe80::1/64 dev is-b1 nodad; ip addr add fe80::1/64 dev is-b2 nodad")
+	for dev, a := range map[string][2]string{"is-b1": {"10.1.0.1/16", "fd01::1/64"}, "is-b2": {"10.2.0.1/16", "fd02::1/64"}} {
+		s.want.Put(kernel.Addr{Dev: dev, Prefix: netip.MustParsePrefix(a[0])}, kernel.Addr{Dev: dev, Prefix: netip.MustParsePrefix(a[1])})
+	}
 	s.sh("ip link add br0 type bridge; ip addr add 172.17.0.1/16 dev br0; ip link set br0 up; echo 1 > /proc/sys/net/ipv4/conf/br0/forwarding")
 	for _, c := range []struct {
 		*space

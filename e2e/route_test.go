@@ -1,0 +1,397 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/isthmus-net/isthmus/e2e/lab"
+)
+
+// routes is a lab whose hosts route their containers: two networks of each mode, with
+// a container on every host, and a machine of the LAN that is in no cluster.
+type routes struct {
+	*site
+	machine *lab.Station
+	boxes   map[string][]*box // by network
+}
+
+const outside = "10.99.0.200"
+
+// TestRoutes runs what three hosts must do without tunnels, on one lab.
+func TestRoutes(t *testing.T) {
+	r := &routes{site: newSite(t, lab.Config{Hosts: 3}), boxes: map[string][]*box{}}
+	each(t, r.Hosts(), func(h *lab.Host) error { // IPv6 is not forwarded by itself, and status says how it is
+		_, err := h.Exec(t.Context(), "sh", "-c", "f=/proc/sys/net/ipv6/conf; echo 1 >$f/eth0/force_forwarding || echo 1 >$f/all/forwarding")
+		return err
+	})
+	before := snapshots(t, r.site)
+	var err error
+	if r.machine, err = r.Station(t.Context(), "machine", netip.MustParsePrefix(outside+"/24")); err != nil {
+		t.Fatal(err)
+	}
+	r.create(t, "gw", "--subnet 10.60.0.0/16 -o mode=host-gw --ipv6 --subnet fd60::/64")
+	r.create(t, "gw2", "--subnet 10.61.0.0/24 -o mode=host-gw -o nat=off")
+	r.create(t, "rt", "--subnet 10.62.0.0/16 -o mode=routed")
+	r.create(t, "rt2", "--subnet 10.63.0.0/24 -o mode=routed --internal")
+	for _, part := range []struct {
+		name string
+		do   func(*testing.T)
+	}{
+		{"reach", r.reach},
+		{"wire", r.wire},
+		{"world", r.world},
+		{"publish", r.publish},
+		{"spoof", r.spoof},
+		{"behind-router", r.behindRouter},
+		{"kill-plugin", r.killed},
+		{"remove", r.remove},
+		{"nothing-left", func(t *testing.T) {
+			if err := r.machine.Remove(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			nothingLeft(t, r.site, before)
+		}},
+		{"mend", r.mend},
+		{"restart-engine", r.engineRestarted},
+	} {
+		if !t.Run(part.name, part.do) {
+			return
+		}
+	}
+}
+
+func (r *routes) create(t *testing.T, name, args string) {
+	r.createNetwork(t, name, strings.Fields(args))
+	r.boxes[name] = r.oneOnEach(t, name)
+}
+
+// reach: all reach all inside a network by TCP, UDP and ICMP, by both families, and
+// none across.
+func (r *routes) reach(t *testing.T) {
+	each(t, r.Hosts(), func(h *lab.Host) error {
+		for name, boxes := range r.boxes {
+			from := boxes[slices.Index(r.Hosts(), h)]
+			script := []string{"true"} // in one exec, as each costs the engine half a second
+			for _, to := range boxes {
+				for _, a := range []string{to.ip4, to.ip6} {
+					if a != "" && to != from {
+						script = append(script, "ping -c 1 -W 2 "+a, "box tcp "+a+" --size 100000", "box udp "+a+" --count 5 --size 1300")
+					}
+				}
+			}
+			for other, others := range r.boxes {
+				for _, to := range others {
+					if other != name {
+						script = append(script, "! ping -c 1 -W 1 -q "+to.ip4)
+						break // on one host: each takes a second
+					}
+				}
+			}
+			err := retry(20*time.Second, time.Second, func() error {
+				out, err := from.exec(t.Context(), "sh", "-exc", strings.Join(script, "\n"))
+				if err != nil {
+					return fmt.Errorf("%w: %s", err, out)
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// wire: between hosts that share a subnet, packets of containers are the packets on
+// the wire.
+func (r *routes) wire(t *testing.T) {
+	for _, name := range []string{"gw", "rt"} {
+		from, to := r.boxes[name][0], r.boxes[name][1]
+		capture := func(filter string) *lab.Capture {
+			c, err := from.host.Capture(t.Context(), "eth0", filter)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		tunnel, plain := capture("udp port 8475 or ip proto 4 or ip proto 47"), capture("icmp and host "+to.ip4+" and host "+from.ip4)
+		from.must(t, "ping", "-c", "3", "-i", "0.1", "-W", "2", to.ip4)
+		encapsulated, err := tunnel.Stop(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen, err := plain.Stop(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(encapsulated) != 0 || len(seen) != 6 {
+			t.Errorf("%s: %d packets in a tunnel and %d plain ones, want 0 and 6: %v", name, len(encapsulated), len(seen), encapsulated)
+		}
+	}
+}
+
+// world: what leaves the cluster has the host's address, but with nat=off, and not
+// at all from an internal network. The host reaches its containers and others'.
+func (r *routes) world(t *testing.T) {
+	for name, reaches := range map[string]bool{"gw": true, "rt": true, "gw2": false, "rt2": false} {
+		b := r.boxes[name][0]
+		if out, err := b.exec(t.Context(), "ping", "-c", "1", "-W", "1", outside); (err == nil) != reaches {
+			t.Errorf("container of %s reaches the world: %t, want %t: %s", name, err == nil, reaches, out)
+		}
+	}
+	b := r.boxes["gw2"][0]
+	if _, err := r.machine.Exec(t.Context(), "ip", "route", "add", "10.61.0.0/24", "via", b.host.IP().String()); err != nil {
+		t.Fatal(err)
+	}
+	b.must(t, "ping", "-c", "1", "-W", "2", outside)
+	for _, to := range r.boxes["gw"] {
+		if out, err := r.Host(1).Exec(t.Context(), "ping", "-c", "1", "-W", "2", to.ip4); err != nil {
+			t.Errorf("the host reaches %s on %s: %v %s", to.ip4, to.host.Name, err, out)
+		}
+	}
+}
+
+// publish: ports of a container are ports of its host, for everybody, as long as
+// it runs.
+func (r *routes) publish(t *testing.T) {
+	for _, network := range []string{"gw", "rt"} {
+		h := r.Host(1)
+		web := run(t, h, "web", network, "-p", "8081:80", "-p", "7070:7000/udp", "-p", "127.0.0.1:8082:80", "-p", "9000-9001:80-81")
+		askers := map[string]asked{
+			"another machine":           r.machine.Exec,
+			"another host":              r.Host(2).Exec,
+			"its host":                  h.Exec,
+			"a container elsewhere":     r.boxes[network][1].exec,
+			"a container here":          r.boxes[network][0].exec,
+			"one of another network":    r.boxes["gw2"][0].exec,
+			"one elsewhere of another":  r.boxes["gw2"][1].exec,
+			"its host by its loopback ": h.Exec,
+		}
+		published := func() {
+			t.Helper()
+			var group sync.WaitGroup
+			for who, from := range askers {
+				address := h.IP().String()
+				if strings.HasSuffix(who, " ") {
+					address = "127.0.0.1"
+				}
+				script := fmt.Sprintf("box get http://%[1]s:8081/ && box get http://%[1]s:9000/ && box udp %[1]s --port 7070 --count 3", address)
+				group.Go(func() {
+					err := retry(10*time.Second, 200*time.Millisecond, func() error {
+						out, err := from(t.Context(), "sh", "-c", script)
+						if err == nil && strings.Count(out, "web ") != 2 {
+							err = errors.New("somebody else answered")
+						}
+						if err != nil {
+							return fmt.Errorf("%s asks %s: %w: %s", who, address, err, out)
+						}
+						return nil
+					})
+					if err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			group.Wait()
+			if out, err := h.Exec(t.Context(), "box", "get", "http://127.0.0.1:8082/"); err != nil || !strings.HasPrefix(out, "web ") {
+				t.Errorf("port of the loopback address: %q %v", out, err)
+			}
+			if out, err := r.machine.Exec(t.Context(), "box", "get", "http://"+h.IP().String()+":8082/"); err == nil {
+				t.Errorf("port of the loopback address answers others: %q", out)
+			}
+		}
+		published()
+		out, err := h.Docker(t.Context(), "run", "--rm", "--name", "second", "--network", network, "-p", "8081:80", lab.Image, "true")
+		if err == nil || !strings.Contains(err.Error()+out, "8081 is taken") {
+			t.Errorf("a port that is taken: %v %s", err, out)
+		}
+		docker(t, h, "rm", "-f", "second")
+		docker(t, h, "restart", "-t", "1", "web")
+		published()
+		r.kill(t, h)
+		published()
+		removeBoxes(t, web)
+		if out, err := h.Exec(t.Context(), "nft", "list", "table", "inet", "isthmus"); err != nil || strings.Contains(out, "8081") {
+			t.Errorf("something of the port is left: %v %s", err, out)
+		}
+	}
+}
+
+// kill kills the plugin of a host and waits until it answers again.
+func (r *routes) kill(t *testing.T, h *lab.Host) {
+	t.Helper()
+	old := pluginPID(t, h)
+	if _, err := h.Exec(t.Context(), "kill", "-9", old); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, func() error {
+		out, err := h.Exec(t.Context(), "pidof", "isthmus")
+		if err != nil || strings.Fields(out)[0] == old {
+			return fmt.Errorf("plugin of %s not restarted: %q %v", h.Name, out, err)
+		}
+		_, err = membersOf(t.Context(), h)
+		return err
+	})
+}
+
+// spoof: a container that sends from an address that is not its own is not heard.
+func (r *routes) spoof(t *testing.T) {
+	liar := run(t, r.Host(1), "liar", "rt", "--cap-add", "NET_ADMIN")
+	defer removeBoxes(t, liar)
+	to := r.boxes["rt"][1]
+	liar.must(t, "ping", "-c", "1", "-W", "2", to.ip4)
+	liar.must(t, "ip", "address", "add", "10.62.99.99/32", "dev", "eth0")
+	c, err := to.host.Capture(t.Context(), "eth0", "src host 10.62.99.99")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := liar.exec(t.Context(), "ping", "-c", "2", "-W", "1", "-I", "10.62.99.99", to.ip4); err == nil {
+		t.Errorf("answered: %s", out)
+	}
+	if seen, err := c.Stop(t.Context()); err != nil || len(seen) != 0 {
+		t.Errorf("it left the host: %v %v", seen, err)
+	}
+}
+
+// behindRouter: host3 is moved behind a router and back, under a TCP connection: by
+// the fallback within 10 s, and natively again.
+func (r *routes) behindRouter(t *testing.T) {
+	a, b, third := r.boxes["gw"][0], r.boxes["gw"][2], r.Host(3)
+	if _, err := r.machine.Exec(t.Context(), "sh", "-ec", "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.eth0.send_redirects=0"); err != nil {
+		t.Fatal(err)
+	}
+	stream := a.begin(t, "box", "stream", "--over", "tcp", "--for", "25s", "--interval", "10ms", b.ip4)
+	move := func(verb string) {
+		for _, h := range r.Hosts()[:2] {
+			for _, pair := range [][2]*lab.Host{{h, third}, {third, h}} {
+				if out, err := pair[0].Exec(t.Context(), "ip", "route", verb, pair[1].IP().String()+"/32", "via", outside); err != nil {
+					t.Fatal(err, out)
+				}
+			}
+		}
+	}
+	by := func(way string) time.Duration {
+		return eventually(t, 10*time.Second, func() error {
+			out, err := isthmus(t.Context(), r.Host(1), "networks")
+			if err != nil {
+				return err
+			}
+			for _, line := range strings.Split(out, "\n") {
+				if strings.Contains(line, " on "+third.Name+": "+way) && strings.HasPrefix(line, "10.60.") {
+					_, err := a.exec(t.Context(), "ping", "-c", "1", "-W", "1", b.ip4)
+					return err
+				}
+			}
+			return fmt.Errorf("host1 does not reach host3 %s:\n%s", way, out)
+		})
+	}
+	for i := 1; i <= 2; i++ {
+		if err := r.Cut(i, 3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move("add")
+	t.Logf("by the fallback after %s", by("by vxlan"))
+	a.must(t, "box", "tcp", b.ip4, "--size", "1000000")
+	if out, err := isthmus(t.Context(), r.Host(1), "status"); !strings.Contains(out, "behind router") {
+		t.Errorf("status does not say that host3 is behind a router for mode routed: %v\n%s", err, out)
+	}
+	move("del")
+	if err := r.Heal(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("natively again after %s", by("native"))
+	out, err := stream.wait(60 * time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f flow
+	if err := json.Unmarshal([]byte(out), &f); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if f.Sent < 100 || f.Lost != 0 {
+		t.Errorf("connection over both moves: %+v, want nothing lost", f)
+	}
+}
+
+// mend: what others delete returns, within 15 s.
+func (r *routes) mend(t *testing.T) {
+	r.create(t, "gw", "--subnet 10.64.0.0/16 -o mode=host-gw")
+	r.create(t, "rt", "--subnet 10.65.0.0/16 -o mode=routed")
+	h, b, to := r.Host(1), r.boxes["gw"][0], r.boxes["gw"][1]
+	for _, fault := range []string{
+		"ip route flush proto 105",
+		"iptables -F FORWARD; iptables -F DOCKER-USER",
+		"nft flush ruleset",
+		"ip address flush dev $(ip -o link | sed -n 's/.*: \\(is-g[0-9a-f]*\\):.*/\\1/p' | head -1)",
+		"ip link set eth0 down; ip link set eth0 up; ip route replace default via 10.99.0.254",
+	} {
+		if out, err := h.Exec(t.Context(), "sh", "-c", fault); err != nil {
+			t.Fatalf("%s: %v %s", fault, err, out)
+		}
+		took := eventually(t, 15*time.Second, func() error {
+			for network, pair := range map[string][2]*box{"gw": {b, to}, "rt": {r.boxes["rt"][0], r.boxes["rt"][1]}} {
+				if out, err := pair[0].exec(t.Context(), "ping", "-c", "1", "-W", "1", pair[1].ip4); err != nil {
+					return fmt.Errorf("%s after %s: %w %s", network, fault, err, out)
+				}
+			}
+			return nil
+		})
+		t.Logf("%s: %s", fault, took)
+	}
+}
+
+// killed: the kernel forwards on without the plugin.
+func (r *routes) killed(t *testing.T) {
+	from, to := r.boxes["gw"][0], r.boxes["gw"][1]
+	stream := from.begin(t, "box", "stream", "--over", "udp", "--for", "8s", "--interval", "5ms", to.ip4)
+	r.kill(t, from.host)
+	out, err := stream.wait(40 * time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f flow
+	if err := json.Unmarshal([]byte(out), &f); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if f.Sent < 1000 || f.Lost != 0 || f.Duplicates != 0 {
+		t.Errorf("flow over a kill of the plugin: %+v, want no loss and no duplicate", f)
+	}
+}
+
+// engineRestarted: the engine writes its rules anew, and everything goes on.
+func (r *routes) engineRestarted(t *testing.T) {
+	h := r.Host(1)
+	if err := h.StopEngine(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.StartEngine(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, boxes := range r.boxes {
+		docker(t, h, "start", boxes[0].name)
+		if err := boxes[0].inspect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.reach(t)
+	r.remove(t)
+}
+
+// remove: and nothing of them stays.
+func (r *routes) remove(t *testing.T) {
+	for name, boxes := range r.boxes {
+		removeBoxes(t, boxes...)
+		r.removeNetwork(t, name)
+		delete(r.boxes, name)
+	}
+}
