@@ -64,6 +64,9 @@ func (d *Driver) createNetwork(ctx context.Context, n Network) error {
 	if err := d.store.intent().contradiction(n); err != nil {
 		return err
 	}
+	if n.Options.BGP && !d.cfg.BGP {
+		return errors.New("option bgp=on: no router is named: set BGP_PEERS and BGP_AS of the plugin on this host")
+	}
 	if !n.Options.Foreign {
 		for _, pool := range n.Pools {
 			if !d.cfg.Addresses.Holds(pool) {

@@ -86,6 +86,7 @@ type Config struct {
 	VTEP      netip.Addr    // this host's address on the underlay
 	MTU       int           // of the underlay link, in bytes; 0: as Heard says of this host
 	Port      uint16        // UDP port of VXLAN
+	BGP       bool          // there are routers to tell of bgp=on networks
 	Name      string        // by which users call the plugin, "isthmus:latest" if empty
 	Log       logrus.FieldLogger
 }
@@ -127,7 +128,11 @@ type Driver struct {
 	devices   []kernel.Device // of this host, of the newest look at them
 	ways      map[cluster.HostID]Way
 	foreign   []kernel.Foreign
-	lodgers   lodgers // of the newest look for them
+	announced []netip.Prefix // of the newest pass
+	passed    bool           // there was one
+	told      chan struct{}  // one slot, see Announced
+	imported  []kernel.FIB   // what routers say
+	lodgers   lodgers        // of the newest look for them
 }
 
 // Open reads the stored intent. Nothing is done before Run.
@@ -144,7 +149,7 @@ func Open(cfg Config) (*Driver, error) {
 	}
 	d := &Driver{
 		cfg: cfg, log: cfg.Log, pace: defaultPace, store: s,
-		vtep: cfg.VTEP.Unmap(), mtu: cfg.MTU, paths: map[cluster.HostID]int{}, attached: make(chan struct{}), muted: map[string]bool{},
+		vtep: cfg.VTEP.Unmap(), mtu: cfg.MTU, paths: map[cluster.HostID]int{}, attached: make(chan struct{}), told: make(chan struct{}, 1), muted: map[string]bool{},
 	}
 	d.loop = newLoop(d)
 	d.agree = newAgreement(d)
@@ -202,7 +207,7 @@ func (d *Driver) view() View {
 		Host: d.cfg.Host, VTEP: d.vtep, Port: d.cfg.Port, MTU: d.mtu,
 		Members: d.cfg.Heard.Members(), Streams: d.cfg.Heard.Streams(), Registry: d.cfg.Ledger.Registry(), Paths: maps.Clone(d.paths),
 		Detached: d.detached, Strangers: strangers, Links: d.devices,
-		Ways: d.ways, Foreign: d.foreign,
+		Ways: d.ways, Foreign: d.foreign, Imported: d.imported,
 	}
 }
 

@@ -236,6 +236,7 @@ func (l *loop) pass(ctx context.Context) result {
 	for dev, s := range want.Devices {
 		l.devices[dev] = s.Cluster
 	}
+	d.announce(want.Announced)
 	r.problems = append(r.problems, d.keepPorts(d.store.intent())...)
 	l.alarm(append(want.Problems, r.problems...))
 	a := l.apply(ctx, want, settled, &r)

@@ -109,7 +109,7 @@ var options = []option{
 	{key: "host_access", values: []string{"off", "on"}, set: func(o *Options, v string) error { o.HostAccess = v == "on"; return nil }},
 	{key: "fallback", modes: []string{"host-gw"}, values: []string{"vxlan", "ipip", "gre", "none"}, set: func(o *Options, v string) error { o.Fallback = v; return nil }},
 	{key: "nat", modes: []string{"host-gw", "routed"}, values: []string{"on", "off"}, set: func(o *Options, v string) error { o.NoNAT = v == "off"; return nil }},
-	{key: "bgp", modes: []string{"routed", "host-gw", "ipvlan"}, values: []string{"off"}, later: []string{"on"}, set: func(o *Options, v string) error { o.BGP = v == "on"; return nil }},
+	{key: "bgp", modes: []string{"routed", "host-gw", "ipvlan"}, values: []string{"off", "on"}, set: func(o *Options, v string) error { o.BGP = v == "on"; return nil }},
 	{key: "ipam", values: []string{"isthmus", "foreign"}, set: func(o *Options, v string) error { o.Foreign = v == "foreign"; return nil }},
 	{key: "space", set: func(o *Options, v string) error {
 		if !spaceName.MatchString(v) {
@@ -162,6 +162,8 @@ func ParseOptions(in map[string]string, host string) (Options, error) {
 		return o, fmt.Errorf("option source belongs to -o macvlan_mode=source")
 	case o.HostAccess && fenced(o.Mode) && !direct(o.Mode):
 		return o, fmt.Errorf("option host_access=on is not built yet in this version for mode %s", o.Mode)
+	case o.BGP && o.Mode == "ipvlan" && (o.IPvlanMode == "" || o.IPvlanMode == "l2"):
+		return o, fmt.Errorf("option bgp=on does not work with ipvlan_mode=l2: there the LAN has its containers: use ipvlan_mode=l3 or l3s")
 	case o.Foreign && direct(o.Mode):
 		return o, fmt.Errorf("option ipam=foreign does not work with mode %s: hosts route the blocks of addresses that isthmus leases to them: use isthmus as --ipam-driver", o.Mode)
 	}

@@ -67,7 +67,7 @@ func TestParseOptions(t *testing.T) {
 		{"bad bcqueue", map[string]string{"mode": "macvlan", "bcqueue": "0"}, Options{}, "option bcqueue=0: need a number from 1 to 1000000"},
 		{"vxlan's in macvlan", map[string]string{"mode": "macvlan", "vni": "7"}, Options{}, "option vni belongs to mode vxlan, not to macvlan, which takes mode, mtu, parent, vlan_protocol, macvlan_mode, source, bcqueue, host_access, ipam, space, com.docker.network.driver.mtu"},
 		{"macvlan's in ipvlan", map[string]string{"mode": "ipvlan", "macvlan_mode": "vepa"}, Options{}, "option macvlan_mode belongs to mode macvlan, not to ipvlan, which takes mode, mtu, parent, vlan_protocol, ipvlan_mode, ipvlan_flag, host_access, bgp, ipam, space, com.docker.network.driver.mtu"},
-		{"bgp of ipvlan", map[string]string{"mode": "ipvlan", "bgp": "on"}, Options{}, "option bgp=on is not built yet in this version"},
+		{"bgp of ipvlan", map[string]string{"mode": "ipvlan", "bgp": "on"}, Options{}, "option bgp=on does not work with ipvlan_mode=l2: there the LAN has its containers: use ipvlan_mode=l3 or l3s"},
 		{"two mtus", map[string]string{"mtu": "1400", "com.docker.network.driver.mtu": "1450"}, Options{}, "options mtu and com.docker.network.driver.mtu both say the MTU, the second one that of the underlay: use one of them"},
 		{"vni 0", map[string]string{"vni": "0"}, Options{}, "option vni=0: need a number from 1 to 16777215"},
 		{"vni too large", map[string]string{"vni": "16777216"}, Options{}, "option vni=16777216: need a number from 1 to 16777215"},

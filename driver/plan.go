@@ -34,6 +34,8 @@ type View struct {
 	// others have on this host; only where this host routes a network.
 	Ways    map[cluster.HostID]Way
 	Foreign []kernel.Foreign
+	// Imported is what routers lead to, by BGP.
+	Imported []kernel.FIB
 	// Paths holds the hosts whose path was probed and found narrower than the
 	// links say, with the largest IP packet that passes whole.
 	Paths map[cluster.HostID]int
@@ -50,6 +52,7 @@ type Desired struct {
 	Devices   map[string]*segment     // by link
 	Heed      []string                // links of others that the plan depends on
 	Problems  []Problem
+	Announced []netip.Prefix // that routers shall lead to this host
 	// Left holds the links of networks that nothing is known of, below running
 	// containers: they stay as they are.
 	Left map[string]bool
@@ -178,6 +181,7 @@ func Plan(in *Intent, v View) Desired {
 		}
 	}
 	v.planGates(in, &d)
+	v.planBGP(&d)
 	slices.Sort(d.Heed)
 	d.Heed = slices.Compact(d.Heed)
 	if v.Detached == "" {

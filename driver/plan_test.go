@@ -96,6 +96,9 @@ func render(d Desired) string {
 			fmt.Fprintln(&b)
 		}
 	}
+	for _, p := range d.Announced {
+		fmt.Fprintln(&b, "announce", p)
+	}
 	for _, link := range d.Heed {
 		fmt.Fprintln(&b, "heed", link)
 	}

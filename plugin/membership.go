@@ -97,6 +97,7 @@ func (n *node) leave(ctx context.Context, _ struct{}) (LeaveReport, error) {
 		return LeaveReport{}, fmt.Errorf("leave: this host holds the networks %s: remove them first with docker network rm, or isthmus networks forget", strings.Join(names, ", "))
 	}
 	n.leases.farewell(ctx, n.log)
+	n.fabric.farewell()
 	if err := n.ipam.Leave(ctx); err != nil {
 		return LeaveReport{}, fmt.Errorf("leave: %w", err)
 	}

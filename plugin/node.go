@@ -52,6 +52,7 @@ type node struct {
 	avoid     *avoided
 	strangers *neighbours
 	leases    lessee
+	fabric    *fabric
 
 	end     chan error // why to end
 	judging sync.Mutex // of trust, see judge
@@ -214,9 +215,13 @@ func openNode(cfg Config, to doors, u kernel.Underlay, log logrus.FieldLogger) (
 		VTEP:      u.Addr,
 		MTU:       u.MTU,
 		Port:      cfg.VXLANPort,
+		BGP:       len(cfg.BGP.Peers) > 0,
 		Log:       part("driver"),
 	})
 	if err != nil {
+		return n, err
+	}
+	if n.fabric, err = openFabric(cfg.BGP, n.db, u.Addr, n.id, n.driver, part("bgp")); err != nil {
 		return n, err
 	}
 	n.judge()
@@ -260,6 +265,7 @@ func (n *node) Run(ctx context.Context) error {
 		"gossip":    n.gossip.Run,
 		"ipam":      n.ipam.Run,
 		"driver":    n.driver.Run,
+		"fabric":    n.fabric.Run,
 		"underlay":  n.watchUnderlay,
 		"prober":    n.prober().Run,
 		"sweeper":   n.sweep,

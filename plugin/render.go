@@ -8,6 +8,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/driver"
 	"github.com/isthmus-net/isthmus/ledger"
@@ -62,6 +63,7 @@ func renderStatus(w io.Writer, s Status) {
 		renderMembers(w, s.Members)
 		fmt.Fprintln(w)
 		renderNetworks(w, s.Networks)
+		renderBGP(w, s.BGP)
 	}
 	fmt.Fprintln(w)
 	if len(s.Problems) == 0 {
@@ -71,6 +73,26 @@ func renderStatus(w io.Writer, s Status) {
 	fmt.Fprintln(w, "PROBLEMS")
 	for _, p := range s.Problems {
 		fmt.Fprintln(w, "  - "+p.String())
+	}
+}
+
+// renderBGP lists the sessions, and what is announced in them.
+func renderBGP(w io.Writer, s *bgp.Status) {
+	if s == nil {
+		return
+	}
+	var rows [][]string
+	for _, p := range s.Sessions {
+		rows = append(rows, []string{p.Peer, fmt.Sprint(p.AS), string(p.State), sinceText(p.Since), fmt.Sprint(p.Announced), fmt.Sprintf("%d/%d", p.Accepted, p.Received)})
+	}
+	fmt.Fprintln(w)
+	table(w, "No router.", "ROUTER AS STATE SINCE ANNOUNCED ACCEPTED/RECEIVED", rows)
+	var blocks []string
+	for _, r := range s.Announced {
+		blocks = append(blocks, r.Prefix.String())
+	}
+	if len(blocks) > 0 {
+		fmt.Fprintf(w, "Announced by AS %d: %s.\n", s.AS, strings.Join(blocks, ", "))
 	}
 }
 

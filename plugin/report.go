@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/isthmus-net/isthmus/bgp"
 	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/driver"
 	"github.com/isthmus-net/isthmus/ipam"
@@ -38,6 +39,7 @@ type Status struct {
 	Members   []cluster.Member       `json:"members"`
 	Networks  []driver.NetworkStatus `json:"networks"`
 	Endpoints int                    `json:"endpoints"` // of this host
+	BGP       *bgp.Status            `json:"bgp,omitempty"`
 	Problems  []driver.Problem       `json:"problems"`
 }
 
@@ -190,6 +192,7 @@ func (n *node) status() Status {
 		Members:   n.members(),
 		Networks:  list(n.driver.Networks()),
 		Endpoints: n.driver.Status().Endpoints,
+		BGP:       n.fabric.status(),
 	}
 	st.Problems = n.problems(st)
 	return st
@@ -242,6 +245,7 @@ func (n *node) problems(st Status) []driver.Problem {
 		}
 		out = append(out, ds.Problems...)
 	}
+	out = append(out, n.fabric.problems()...)
 	for _, net := range st.Networks {
 		for _, p := range net.Problems {
 			if !slices.Contains(out, p) {

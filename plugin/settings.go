@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/isthmus-net/isthmus/bgp"
 )
 
 // Settings is what a user may say, as flags of the binary and as environment
@@ -33,14 +35,28 @@ type Settings struct {
 	LogLevel   string `env:"LOG_LEVEL" default:"info" placeholder:"LEVEL" help:"trace, debug, info, warn or error (${default})."`
 	LogFormat  string `env:"LOG_FORMAT" default:"text" placeholder:"text|json" help:"text or json (${default})."`
 
-	KeyFile      string `mount:"key" default:"/run/isthmus/key" placeholder:"FILE" help:"File with the secret that every member shares (${default}). None: no encryption."`
-	DockerSocket string `mount:"docker" default:"/run/isthmus/docker.sock" placeholder:"FILE" help:"The engine's socket, never used inside a driver call (${default}). None: do without."`
-	State        string `default:"/var/lib/isthmus" placeholder:"DIR" help:"Where state is kept (${default})."`
+	BGPPeers           string `env:"BGP_PEERS" placeholder:"ROUTER as=N,..." help:"Routers that are told of the blocks of this host, each an address (or an interface) with as=N, and port=N, source=ADDRESS, multihop=N where needed. Empty: no BGP."`
+	BGPAS              string `env:"BGP_AS" placeholder:"NUMBER" help:"Autonomous system of this host."`
+	BGPRouterID        string `env:"BGP_ROUTER_ID" placeholder:"ADDRESS" help:"BGP identifier, an IPv4 address. Empty: the underlay address."`
+	BGPListen          string `env:"BGP_LISTEN" placeholder:"off|ADDRESS:PORT" help:"Where routers may connect. Empty: nowhere."`
+	BGPCommunities     string `env:"BGP_COMMUNITIES" placeholder:"N:N,..." help:"Communities of all that is announced."`
+	BGPHold            string `env:"BGP_HOLD" placeholder:"TIME" help:"Hold time of sessions. Empty: 90s."`
+	BGPTTLSecurity     string `env:"BGP_TTL_SECURITY" placeholder:"off|on" help:"on: take packets of direct neighbours only (RFC 5082)."`
+	BGPGracefulRestart string `env:"BGP_GRACEFUL_RESTART" placeholder:"off|TIME" help:"How long routers keep the routes while the plugin restarts. Empty: 120s."`
+	BGPBFD             string `env:"BGP_BFD" placeholder:"off|on" help:"on: notice a dead path within a second. Excludes graceful restart."`
+	BGPImport          string `env:"BGP_IMPORT" placeholder:"PREFIX[+],..." help:"Prefixes that are taken from routers; with + what lies inside, too. Empty: none."`
+	BGPImportMax       string `env:"BGP_IMPORT_MAX" placeholder:"NUMBER" help:"How many of these at most. Empty: 1000."`
+
+	BGPPasswordFile string `name:"bgp-passwords" mount:"bgp" default:"/run/isthmus/bgp" placeholder:"FILE" help:"File with the password of BGP sessions, one for all or lines ROUTER PASSWORD (${default}). None: no TCP MD5 signatures."`
+	KeyFile         string `mount:"key" default:"/run/isthmus/key" placeholder:"FILE" help:"File with the secret that every member shares (${default}). None: no encryption."`
+	DockerSocket    string `mount:"docker" default:"/run/isthmus/docker.sock" placeholder:"FILE" help:"The engine's socket, never used inside a driver call (${default}). None: do without."`
+	State           string `default:"/var/lib/isthmus" placeholder:"DIR" help:"Where state is kept (${default})."`
 }
 
 // The fixed paths inside a managed plugin; a plain install uses the same ones.
 const (
 	defaultKeyFile      = "/run/isthmus/key"
+	defaultBGPFile      = "/run/isthmus/bgp"
 	defaultPluginSocket = "/run/docker/plugins/isthmus.sock"
 )
 
@@ -76,7 +92,8 @@ type Config struct {
 	DockerSocket string
 	Socket       string
 	State        string
-	Warnings     []string // what works but should be changed; for status
+	BGP          bgp.Config // without peers: none
+	Warnings     []string   // what works but should be changed; for status
 }
 
 // Advertise says how the underlay address is picked: at most one field is set,
@@ -140,11 +157,26 @@ func (s Settings) Check() (Config, error) {
 	if s.Metrics != "" {
 		check(notBuilt("METRICS", "leave it empty"))
 	}
+	c.BGP, err = s.bgp()
+	check(err)
 	var warnings []string
 	c.Secret, warnings, err = readSecret(s.KeyFile, s.ClusterKey)
 	check(err)
 	c.Warnings = append(c.Warnings, warnings...)
 	return c, errors.Join(errs...)
+}
+
+// bgp reads the settings of BGP, and the file of passwords, which need not be there.
+func (s Settings) bgp() (bgp.Config, error) {
+	passwords, err := os.ReadFile(s.BGPPasswordFile)
+	if err != nil && !(errors.Is(err, fs.ErrNotExist) && s.BGPPasswordFile == defaultBGPFile) {
+		return bgp.Config{}, fmt.Errorf("read the BGP password file: %w; give a readable file, or none", err)
+	}
+	return bgp.Parse(bgp.Settings{
+		AS: s.BGPAS, RouterID: s.BGPRouterID, Listen: s.BGPListen, Peers: s.BGPPeers, Passwords: string(passwords),
+		Communities: s.BGPCommunities, Hold: s.BGPHold, TTLSecurity: s.BGPTTLSecurity, GracefulRestart: s.BGPGracefulRestart,
+		BFD: s.BGPBFD, Import: s.BGPImport, ImportMax: s.BGPImportMax,
+	})
 }
 
 // fillDefaults gives empty fields their defaults: kong does so only for

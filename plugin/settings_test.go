@@ -38,7 +38,7 @@ func TestSettingsDefaults(t *testing.T) {
 		Name: "host1", GossipPort: 7950, VXLANPort: 8475, LogLevel: logrus.InfoLevel,
 		DockerSocket: "/run/isthmus/docker.sock", Socket: "/run/docker/plugins/isthmus.sock", State: "/var/lib/isthmus",
 	}
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("defaults (-want +got):\n%s", diff)
 	}
 }
