@@ -17,18 +17,22 @@ func (v View) planBGP(d *Desired) {
 			continue
 		}
 		any = true
+		unsaid := false
 		for _, c := range v.Claims {
 			if v.Detached != "" || !slices.Contains(s.Pools, c.Pool) {
 				continue
 			}
 			if c.Block.Addr().Is6() && family(v.VTEP) == "ipv4" {
-				d.Problems = append(d.Problems, Problem{
-					Network: poolNames(s.Pools), Cause: "its IPv6 blocks are not announced to routers: this host's underlay address is of IPv4",
-					Remedy: "set ADVERTISE to an IPv6 address on all hosts",
-				})
+				unsaid = true
 				continue
 			}
 			d.Announced = append(d.Announced, c.Block)
+		}
+		if unsaid {
+			d.Problems = append(d.Problems, Problem{
+				Network: poolNames(s.Pools), Cause: "its IPv6 blocks are not announced to routers: this host's underlay address is of IPv4",
+				Remedy: "set ADVERTISE to an IPv6 address on all hosts",
+			})
 		}
 	}
 	slices.SortFunc(d.Announced, netip.Prefix.Compare)
@@ -51,7 +55,7 @@ func (v View) planBGP(d *Desired) {
 func (d *Driver) Announced() (blocks []netip.Prefix, via netip.Addr, known bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return slices.Clone(d.announced), d.vtep, d.passed
+	return slices.Clone(d.announced), d.announcedBy, d.passed
 }
 
 // Told returns the one-slot channel that is signalled when Announced changed.
@@ -60,8 +64,8 @@ func (d *Driver) Told() <-chan struct{} { return d.told }
 // announce takes what a pass came to.
 func (d *Driver) announce(list []netip.Prefix) {
 	d.mu.Lock()
-	same := d.passed && slices.Equal(d.announced, list)
-	d.announced, d.passed = list, true
+	same := d.passed && d.announcedBy == d.vtep && slices.Equal(d.announced, list)
+	d.announced, d.announcedBy, d.passed = list, d.vtep, true
 	d.mu.Unlock()
 	if same {
 		return

@@ -115,24 +115,25 @@ type Driver struct {
 	agree *agreement
 	ports ports
 
-	mu        sync.Mutex
-	vtep      netip.Addr
-	mtu       int
-	paths     map[cluster.HostID]int
-	detached  string          // why this host's endpoints are cut off
-	attached  chan struct{}   // closed when that changes
-	muted     map[string]bool // interfaces that may be cut off in their sandboxes, see lost.go
-	strangers []Tenant        // of the newest look into the sandboxes
-	looked    bool            // there was a whole one
-	leaving   bool            // Reset: nothing is left alone
-	devices   []kernel.Device // of this host, of the newest look at them
-	ways      map[cluster.HostID]Way
-	foreign   []kernel.Foreign
-	announced []netip.Prefix // of the newest pass
-	passed    bool           // there was one
-	told      chan struct{}  // one slot, see Announced
-	imported  []kernel.FIB   // what routers say
-	lodgers   lodgers        // of the newest look for them
+	mu          sync.Mutex
+	vtep        netip.Addr
+	mtu         int
+	paths       map[cluster.HostID]int
+	detached    string          // why this host's endpoints are cut off
+	attached    chan struct{}   // closed when that changes
+	muted       map[string]bool // interfaces that may be cut off in their sandboxes, see lost.go
+	strangers   []Tenant        // of the newest look into the sandboxes
+	looked      bool            // there was a whole one
+	leaving     bool            // Reset: nothing is left alone
+	devices     []kernel.Device // of this host, of the newest look at them
+	ways        map[cluster.HostID]Way
+	foreign     []kernel.Foreign
+	announced   []netip.Prefix // of the newest pass
+	passed      bool           // there was one
+	announcedBy netip.Addr     // next hop of announced
+	told        chan struct{}  // one slot, see Announced
+	imported    []kernel.FIB   // what routers say
+	lodgers     lodgers        // of the newest look for them
 }
 
 // Open reads the stored intent. Nothing is done before Run.

@@ -97,13 +97,13 @@ func (n *node) leave(ctx context.Context, _ struct{}) (LeaveReport, error) {
 		return LeaveReport{}, fmt.Errorf("leave: this host holds the networks %s: remove them first with docker network rm, or isthmus networks forget", strings.Join(names, ", "))
 	}
 	n.leases.farewell(ctx, n.log)
-	n.fabric.farewell()
 	if err := n.ipam.Leave(ctx); err != nil {
 		return LeaveReport{}, fmt.Errorf("leave: %w", err)
 	}
 	if err := n.ledger.Leave(ctx); err != nil {
 		return LeaveReport{}, fmt.Errorf("leave: %w", err)
 	}
+	n.fabric.farewell()
 	bye, cancel := context.WithTimeout(ctx, goodByeBound)
 	defer cancel()
 	if err := n.gossip.Leave(bye); err != nil {

@@ -51,6 +51,7 @@ func (n *node) reset(ctx context.Context, req ResetRequest) (ResetReport, error)
 	if err := n.driver.Reset(ctx); err != nil {
 		return ResetReport{}, fmt.Errorf("reset: %w", err)
 	}
+	n.fabric.farewell()
 	left := n.giveBack(ctx)
 	bye, cancel := context.WithTimeout(ctx, goodByeBound)
 	defer cancel()
