@@ -44,7 +44,7 @@ type Config struct {
 	// Imported gets the full set of imported routes whenever it changes,
 	// sorted by prefix. It is called by one goroutine, may take its time, and
 	// owns the slice. Nil: nobody wants to know.
-	Imported func([]Route)
+	Imported func([]Route) `json:"-"`
 }
 
 // Peer is one router.
