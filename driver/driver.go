@@ -113,6 +113,9 @@ type Driver struct {
 	loop  *loop
 	agree *agreement
 	ports ports
+	// publishing is held from the holding of ports until that is stored, so that
+	// keepPorts does not take what is new for what is left over.
+	publishing sync.Mutex
 
 	mu        sync.Mutex
 	vtep      netip.Addr

@@ -236,7 +236,7 @@ func (l *loop) pass(ctx context.Context) result {
 	for dev, s := range want.Devices {
 		l.devices[dev] = s.Cluster
 	}
-	r.problems = append(r.problems, d.keepPorts(d.store.intent())...)
+	r.problems = append(r.problems, d.keepPorts()...)
 	l.alarm(append(want.Problems, r.problems...))
 	a := l.apply(ctx, want, settled, &r)
 	maps.DeleteFunc(l.devices, func(dev string, _ uint32) bool { return r.err == nil && want.Devices[dev] == nil })
