@@ -2,6 +2,8 @@ package driver
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -76,21 +78,61 @@ func (d *Driver) announce(list []netip.Prefix) {
 	}
 }
 
-// Import takes the full set of routes that routers gave, next hops by destination.
-// Those that this host does not reach without a router are left out.
-func (d *Driver) Import(ctx context.Context, routes map[netip.Prefix]netip.Addr) {
-	var list []kernel.FIB
-	for dst, via := range routes {
-		hop, err := d.cfg.Kernel.Hop(ctx, via.WithZone(""))
-		if err != nil || hop.Via.IsValid() {
-			d.log.WithField("route", dst.String()).WithField("nexthop", via.String()).Warn("a router's route is left out: its next hop is in no subnet of this host")
-			continue
-		}
-		list = append(list, kernel.FIB{Dst: dst, Via: via.WithZone(""), Dev: hop.Dev})
+// Import takes the full set of routes that routers gave, next hops by destination; a
+// link-local next hop has the name of its link as zone. It keeps the map.
+func (d *Driver) Import(routes map[netip.Prefix]netip.Addr) {
+	d.mu.Lock()
+	d.nextHops = routes
+	d.mu.Unlock()
+	d.loop.wake()
+}
+
+// resolve finds the links to the next hops that routers gave. It does so at every
+// pass, because a link may go and return without a word from a router. Those that this
+// host does not reach directly are left out.
+func (d *Driver) resolve(ctx context.Context) (problems []Problem) {
+	d.mu.Lock()
+	offered, devices := d.nextHops, d.devices
+	d.mu.Unlock()
+	if !d.store.intent().bgp() {
+		return nil
 	}
-	slices.SortFunc(list, func(a, b kernel.FIB) int { return a.Dst.Compare(b.Dst) })
+	var list []kernel.FIB
+	dev := map[netip.Addr]string{} // "" of those left out
+	for _, dst := range slices.SortedFunc(maps.Keys(offered), netip.Prefix.Compare) {
+		via := offered[dst]
+		if _, known := dev[via]; !known {
+			var err error
+			if dev[via], err = d.linkTo(ctx, via, devices); err != nil {
+				problems = append(problems, Problem{
+					Cause: "routes of BGP routers are left out: " + err.Error(), Remedy: "have the routers say a next hop in a subnet of this host", alarm: true,
+				})
+			}
+		}
+		if dev[via] != "" {
+			list = append(list, kernel.FIB{Dst: dst, Via: via.WithZone(""), Dev: dev[via]})
+		}
+	}
 	d.mu.Lock()
 	d.imported = list
 	d.mu.Unlock()
-	d.loop.wake()
+	return problems
+}
+
+// linkTo names the link that a neighbour is on.
+func (d *Driver) linkTo(ctx context.Context, via netip.Addr, devices []kernel.Device) (string, error) {
+	if zone := via.Zone(); zone != "" {
+		if !slices.ContainsFunc(devices, func(l kernel.Device) bool { return l.Name == zone }) {
+			return "", fmt.Errorf("their next hop %s is on a link that is gone", via)
+		}
+		return zone, nil
+	}
+	hop, err := d.cfg.Kernel.Hop(ctx, via)
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("their next hop: %w", err)
+	case hop.Via.IsValid():
+		return "", fmt.Errorf("their next hop %s is in no subnet of this host", via)
+	}
+	return hop.Dev, nil
 }

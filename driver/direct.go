@@ -293,16 +293,19 @@ func tunnelDevice(kind string, host cluster.HostID) string {
 }
 
 // tunnelOverhead is what a tunnel of a kind takes from the underlay's MTU: the
-// outer IP header, and GRE's (RFC 2784).
+// outer IP header, and GRE's (RFC 2784), which over IPv6 comes with a destination
+// option of 8 bytes (RFC 2473, section 5.1).
 func tunnelOverhead(kind string, vtep netip.Addr) int {
-	over := 20
-	if family(vtep) == "ipv6" {
-		over = 40
+	v6 := family(vtep) == "ipv6"
+	switch {
+	case v6 && kind == "gre":
+		return 40 + 8 + 4
+	case v6:
+		return 40
+	case kind == "gre":
+		return 20 + 4
 	}
-	if kind == "gre" {
-		over += 4
-	}
-	return over
+	return 20
 }
 
 // lay puts this host's end of the tunnel to another one, where each peer has its own.
@@ -366,15 +369,13 @@ func (d *Driver) checkDirect(n Network, def cluster.Definition, by string) error
 			}
 		}
 	}
-	for kind, module := range map[string]kernel.Kind{"ipip": kernel.IPIP, "gre": kernel.GRE} {
-		if def.Fallback != kind {
-			continue
-		}
-		if able, err := d.cfg.Kernel.Makes(noWait, module); err != nil {
-			return err
-		} else if !able {
-			return fmt.Errorf("fallback=%s: %w", kind, kernel.Lacks(module))
-		}
+	if def.Fallback != "ipip" && def.Fallback != "gre" {
+		return nil
 	}
-	return nil
+	kind := kernel.Kind(def.Fallback).Over(d.view().VTEP)
+	able, err := d.cfg.Kernel.Makes(noWait, kind)
+	if err == nil && !able {
+		err = fmt.Errorf("fallback=%s: %w", def.Fallback, kernel.Lacks(kind))
+	}
+	return err
 }

@@ -114,6 +114,9 @@ type Driver struct {
 	loop  *loop
 	agree *agreement
 	ports ports
+	// publishing is held from the holding of ports until that is stored, so that
+	// keepPorts does not take what is new for what is left over.
+	publishing sync.Mutex
 
 	mu          sync.Mutex
 	vtep        netip.Addr
@@ -128,12 +131,13 @@ type Driver struct {
 	devices     []kernel.Device // of this host, of the newest look at them
 	ways        map[cluster.HostID]Way
 	foreign     []kernel.Foreign
-	announced   []netip.Prefix // of the newest pass
-	passed      bool           // there was one
-	announcedBy netip.Addr     // next hop of announced
-	told        chan struct{}  // one slot, see Announced
-	imported    []kernel.FIB   // what routers say
-	lodgers     lodgers        // of the newest look for them
+	announced   []netip.Prefix              // of the newest pass
+	passed      bool                        // there was one
+	announcedBy netip.Addr                  // next hop of announced
+	told        chan struct{}               // one slot, see Announced
+	nextHops    map[netip.Prefix]netip.Addr // by destination, as routers say: see Import
+	imported    []kernel.FIB                // those of them that this host has a way to
+	lodgers     lodgers                     // of the newest look for them
 }
 
 // Open reads the stored intent. Nothing is done before Run.

@@ -230,6 +230,7 @@ func (l *loop) pass(ctx context.Context) result {
 		r.err, r.general = err, err
 		return r
 	}
+	r.problems = d.resolve(ctx)
 	settled := d.cfg.Heard.Settled() // before the view: by what it lacks after, nothing is known to be gone
 	want := Plan(d.store.intent(), d.world())
 	d.cfg.Kernel.Heed(want.Heed...)
@@ -237,7 +238,7 @@ func (l *loop) pass(ctx context.Context) result {
 		l.devices[dev] = s.Cluster
 	}
 	d.announce(want.Announced)
-	r.problems = append(r.problems, d.keepPorts(d.store.intent())...)
+	r.problems = append(r.problems, d.keepPorts()...)
 	l.alarm(append(want.Problems, r.problems...))
 	a := l.apply(ctx, want, settled, &r)
 	maps.DeleteFunc(l.devices, func(dev string, _ uint32) bool { return r.err == nil && want.Devices[dev] == nil })

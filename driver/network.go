@@ -71,6 +71,15 @@ func (e Endpoint) Addrs() []netip.Prefix {
 	return out
 }
 
+// bare lists them without the length of their subnet.
+func (e Endpoint) bare() []netip.Addr {
+	var out []netip.Addr
+	for _, p := range e.Addrs() {
+		out = append(out, p.Addr())
+	}
+	return out
+}
+
 // link and hostEnd name the endpoint's interface and, of a veth, its other end.
 func (e Endpoint) link() string    { return "is-e" + cluster.EndpointIDOf(e.ID).String()[:10] }
 func (e Endpoint) hostEnd() string { return "is-p" + cluster.EndpointIDOf(e.ID).String()[:10] }
@@ -109,6 +118,16 @@ func (in *Intent) lan() bool {
 func (in *Intent) direct() bool {
 	for _, n := range in.Networks {
 		if direct(n.Def.Mode) {
+			return true
+		}
+	}
+	return false
+}
+
+// bgp reports whether routers matter to any network of this host.
+func (in *Intent) bgp() bool {
+	for _, n := range in.Networks {
+		if n.Options.BGP {
 			return true
 		}
 	}

@@ -1,19 +1,15 @@
 package driver
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
 )
 
-// Options of CreateEndpoint, Join and ProgramExternalConnectivity that say what
-// ports a container has. The engine sends them as JSON of its own types.
-const (
-	portMapKey = dockerPrefix + "portmap"               // what -p asks
-	exposedKey = dockerPrefix + "endpoint.exposedports" // what the image says, and --expose
-)
+// portMapKey is the option of ProgramExternalConnectivity that says what -p and -P
+// ask for. The engine sends it as JSON of its own types.
+const portMapKey = dockerPrefix + "portmap"
 
 // protocolNames are those that Docker knows, by their numbers in IP.
 var protocolNames = map[uint8]string{6: "tcp", 17: "udp", 132: "sctp"}
@@ -81,36 +77,6 @@ func parsePorts(options map[string]any) ([]portRequest, error) {
 		}
 	}
 	return out, nil
-}
-
-// exposedPort is a port that a container says it serves.
-type exposedPort struct {
-	Proto string
-	Port  uint16
-}
-
-// parseExposed reads those, sorted. They are published by -P only, as the engine
-// then says among the others.
-func parseExposed(options map[string]any) ([]exposedPort, error) {
-	var list []struct {
-		Proto uint8
-		Port  uint16
-	}
-	if err := readOption(options, exposedKey, &list); err != nil {
-		return nil, err
-	}
-	var out []exposedPort
-	for _, p := range list {
-		name, ok := protocolNames[p.Proto]
-		if !ok || p.Port == 0 {
-			return nil, fmt.Errorf("read exposed ports: there is no port %d of protocol %d", p.Port, p.Proto)
-		}
-		out = append(out, exposedPort{name, p.Port})
-	}
-	slices.SortFunc(out, func(a, b exposedPort) int {
-		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Proto, b.Proto))
-	})
-	return slices.Compact(out), nil
 }
 
 // readOption reads an option that was decoded without its type; one that is not

@@ -66,25 +66,6 @@ func TestParsePorts(t *testing.T) {
 	}
 }
 
-func TestParseExposed(t *testing.T) {
-	for _, c := range []struct {
-		list string
-		want []exposedPort
-		err  bool
-	}{
-		{`[{"Proto":17,"Port":53},{"Proto":6,"Port":53},{"Proto":6,"Port":22},{"Proto":6,"Port":22}]`, []exposedPort{{"tcp", 22}, {"tcp", 53}, {"udp", 53}}, false},
-		{`null`, nil, false},
-		{`[{"Proto":6,"Port":0}]`, nil, true},
-		{`[{"Proto":2,"Port":1}]`, nil, true},
-		{`[{"Proto":"tcp","Port":1}]`, nil, true},
-	} {
-		got, err := parseExposed(portOptions(t, `{"com.docker.network.endpoint.exposedports":`+c.list+`}`))
-		if !slices.Equal(got, c.want) || (err != nil) != c.err {
-			t.Errorf("%s: %v, %v", c.list, got, err)
-		}
-	}
-}
-
 var (
 	loopback  = netip.MustParseAddr("127.0.0.1")
 	container = []netip.Addr{netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("fd01::2")}

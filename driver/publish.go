@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 
 	"github.com/docker/go-plugins-helpers/network"
@@ -51,11 +50,9 @@ func (d *Driver) ProgramExternalConnectivity(ctx context.Context, r *network.Pro
 
 // publish holds what an endpoint asks for, and stores it.
 func (d *Driver) publish(e Endpoint, wants []portRequest) error {
-	var addrs []netip.Addr
-	for _, p := range e.Addrs() {
-		addrs = append(addrs, p.Addr())
-	}
-	got, err := d.ports.hold(e.ID, wants, addrs, d.store.intent().Published[e.ID].Got)
+	d.publishing.Lock()
+	defer d.publishing.Unlock()
+	got, err := d.ports.hold(e.ID, wants, e.bare(), d.store.intent().Published[e.ID].Got)
 	if err != nil {
 		return err
 	}
@@ -89,7 +86,10 @@ func (d *Driver) RevokeExternalConnectivity(ctx context.Context, r *network.Revo
 
 // keepPorts holds what intent says is published, and no more: of a process before
 // this one, and of endpoints that are gone. It returns what could not be had.
-func (d *Driver) keepPorts(in *Intent) (problems []Problem) {
+func (d *Driver) keepPorts() (problems []Problem) {
+	d.publishing.Lock()
+	defer d.publishing.Unlock()
+	in := d.store.intent()
 	for _, owner := range d.ports.owners() {
 		if _, ok := in.Published[owner]; !ok {
 			d.ports.release(owner)
@@ -97,11 +97,7 @@ func (d *Driver) keepPorts(in *Intent) (problems []Problem) {
 	}
 	for _, id := range slices.Sorted(maps.Keys(in.Published)) {
 		p, e := in.Published[id], in.Endpoints[id]
-		var addrs []netip.Addr
-		for _, a := range e.Addrs() {
-			addrs = append(addrs, a.Addr())
-		}
-		if _, err := d.ports.hold(id, p.Asked, addrs, p.Got); err != nil && e.Joined() {
+		if _, err := d.ports.hold(id, p.Asked, e.bare(), p.Got); err != nil && e.Joined() {
 			problems = append(problems, Problem{
 				Network: poolNames(in.Networks[e.Network].Pools), Cause: "container of endpoint " + short(id) + " lost a port: " + err.Error(),
 				Remedy: "free that port, and restart the container", alarm: true,

@@ -52,17 +52,7 @@ func (w *ways) look(ctx context.Context) {
 	found, now := map[cluster.HostID]Way{}, time.Now()
 	var have kernel.State
 	for _, host := range v.others() {
-		way, vtep := Way{}, v.vtepOf(host)
-		switch hop, err := d.cfg.Kernel.Hop(ctx, vtep); {
-		case !vtep.IsValid():
-			way.Why = "it does not say its underlay address"
-		case err != nil:
-			way.Why = err.Error()
-		case hop.Via.IsValid():
-			way.Via, way.Dev, way.Routed = hop.Via, hop.Dev, true
-		default:
-			way.Via, way.Dev = vtep, hop.Dev
-		}
+		way := d.hopTo(ctx, v.vtepOf(host))
 		j, known := w.verdicts[host]
 		if !known && way.Via.IsValid() {
 			if have == nil {
@@ -93,6 +83,21 @@ func (w *ways) look(ctx context.Context) {
 		}
 	}
 	w.publish(found, foreign)
+}
+
+// hopTo finds the next hop to a VTEP.
+func (d *Driver) hopTo(ctx context.Context, vtep netip.Addr) Way {
+	if !vtep.IsValid() {
+		return Way{Why: "it does not say its underlay address"}
+	}
+	hop, err := d.cfg.Kernel.Hop(ctx, vtep)
+	switch {
+	case err != nil:
+		return Way{Why: err.Error()}
+	case hop.Via.IsValid():
+		return Way{Via: hop.Via, Dev: hop.Dev, Routed: true}
+	}
+	return Way{Via: vtep, Dev: hop.Dev}
 }
 
 // publish lets the plan see what was found, and has it made if it is new.

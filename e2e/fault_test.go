@@ -29,6 +29,39 @@ type flow struct {
 	Duplicates int `json:"duplicates"`
 }
 
+// kill kills the plugin of a host and waits until its successor answers.
+func kill(t *testing.T, h *lab.Host) {
+	t.Helper()
+	old := pluginPID(t, h)
+	if _, err := h.Exec(t.Context(), "kill", "-9", old); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, func() error {
+		out, err := h.Exec(t.Context(), "pidof", "isthmus")
+		if err != nil || strings.Fields(out)[0] == old {
+			return fmt.Errorf("plugin of %s not restarted: %q %v", h.Name, out, err)
+		}
+		_, err = membersOf(t.Context(), h)
+		return err
+	})
+}
+
+// lossless waits for the end of a stream, which sent so much at least, and had no loss.
+func (s *session) lossless(t *testing.T, least int, within time.Duration) {
+	t.Helper()
+	out, err := s.wait(within)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f flow
+	if err := json.Unmarshal([]byte(out), &f); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if f.Sent < least || f.Lost != 0 || f.Duplicates != 0 {
+		t.Errorf("flow: %+v, want %d sent at least, no loss and no duplicate", f, least)
+	}
+}
+
 // killPlugin: the data path does not depend on the process.
 func killPlugin(t *testing.T, s *site) {
 	s.createNetwork(t, "steady", []string{"--subnet", "10.40.0.0/24"})
@@ -39,30 +72,9 @@ func killPlugin(t *testing.T, s *site) {
 	}()
 	stream := boxes[0].begin(t, "box", "stream", "--over", "udp", "--for", "12s", "--interval", "5ms", boxes[1].ip4)
 	for _, h := range s.Hosts()[:2] {
-		old := pluginPID(t, h)
-		if _, err := h.Exec(t.Context(), "kill", "-9", old); err != nil {
-			t.Fatal(err)
-		}
-		eventually(t, 20*time.Second, func() error {
-			out, err := h.Exec(t.Context(), "pidof", "isthmus")
-			if err != nil || strings.Fields(out)[0] == old {
-				return fmt.Errorf("plugin of %s not restarted: %q %v", h.Name, out, err)
-			}
-			_, err = membersOf(t.Context(), h)
-			return err
-		})
+		kill(t, h)
 	}
-	out, err := stream.wait(40 * time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var f flow
-	if err := json.Unmarshal([]byte(out), &f); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	if f.Sent < 1000 || f.Lost != 0 || f.Duplicates != 0 {
-		t.Errorf("flow over two kills of the plugin: %+v, want no loss and no duplicate", f)
-	}
+	stream.lossless(t, 1000, 40*time.Second)
 	// What changes while it restarts is caught up with.
 	late := run(t, s.Host(1), "late", "steady")
 	defer removeBoxes(t, late)

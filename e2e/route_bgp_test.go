@@ -105,7 +105,7 @@ func TestRouteBGP(t *testing.T) {
 	if err := watch.Start(); err != nil {
 		t.Fatal(err)
 	}
-	(&routes{site: s}).kill(t, s.Host(1))
+	kill(t, s.Host(1))
 	if err := watch.Wait(); err != nil || strings.TrimSpace(lines.String()) != "2" {
 		t.Errorf("routes to host1 at the router over a kill of its plugin: %q %v, want 2 at all times", lines.String(), err)
 	}

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -217,30 +216,13 @@ func (r *routes) publish(t *testing.T) {
 		docker(t, h, "rm", "-f", "second")
 		docker(t, h, "restart", "-t", "1", "web")
 		published()
-		r.kill(t, h)
+		kill(t, h)
 		published()
 		removeBoxes(t, web)
 		if out, err := h.Exec(t.Context(), "nft", "list", "table", "inet", "isthmus"); err != nil || strings.Contains(out, "8081") {
 			t.Errorf("something of the port is left: %v %s", err, out)
 		}
 	}
-}
-
-// kill kills the plugin of a host and waits until it answers again.
-func (r *routes) kill(t *testing.T, h *lab.Host) {
-	t.Helper()
-	old := pluginPID(t, h)
-	if _, err := h.Exec(t.Context(), "kill", "-9", old); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, 20*time.Second, func() error {
-		out, err := h.Exec(t.Context(), "pidof", "isthmus")
-		if err != nil || strings.Fields(out)[0] == old {
-			return fmt.Errorf("plugin of %s not restarted: %q %v", h.Name, out, err)
-		}
-		_, err = membersOf(t.Context(), h)
-		return err
-	})
 }
 
 // spoof: a container that sends from an address that is not its own is not heard.
@@ -310,17 +292,7 @@ func (r *routes) behindRouter(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("natively again after %s", by("native"))
-	out, err := stream.wait(60 * time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var f flow
-	if err := json.Unmarshal([]byte(out), &f); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	if f.Sent < 100 || f.Lost != 0 {
-		t.Errorf("connection over both moves: %+v, want nothing lost", f)
-	}
+	stream.lossless(t, 100, 60*time.Second)
 }
 
 // mend: what others delete returns, within 15 s.
@@ -354,18 +326,8 @@ func (r *routes) mend(t *testing.T) {
 func (r *routes) killed(t *testing.T) {
 	from, to := r.boxes["gw"][0], r.boxes["gw"][1]
 	stream := from.begin(t, "box", "stream", "--over", "udp", "--for", "8s", "--interval", "5ms", to.ip4)
-	r.kill(t, from.host)
-	out, err := stream.wait(40 * time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var f flow
-	if err := json.Unmarshal([]byte(out), &f); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	if f.Sent < 1000 || f.Lost != 0 || f.Duplicates != 0 {
-		t.Errorf("flow over a kill of the plugin: %+v, want no loss and no duplicate", f)
-	}
+	kill(t, from.host)
+	stream.lossless(t, 1000, 40*time.Second)
 }
 
 // engineRestarted: the engine writes its rules anew, and everything goes on.

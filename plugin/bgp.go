@@ -86,7 +86,7 @@ func (f *fabric) Run(ctx context.Context) error {
 				for _, r := range routes {
 					set[r.Prefix] = r.NextHop
 				}
-				f.driver.Import(ctx, set)
+				f.driver.Import(set)
 			}
 		}
 	})

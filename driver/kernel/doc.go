@@ -27,7 +27,7 @@
 //
 // Links: name prefix and link group, both; of a VLAN device, whose name is the
 // user's word, the group, with the alias "isthmus" or a name that is PARENT.VID.
-// Addresses: those on our macvlan and ipvlan links. FDB and neighbour entries:
+// Addresses: those on our links, but VXLAN devices; of link-local ones those of our making. FDB and neighbour entries:
 // permanent ones on our VXLAN devices. Routes: protocol 105 and metric 26995 in the
 // main table. Guards: our own tables "isthmus" in nftables, and
 // the comment "isthmus LINK" in Docker's chains. Whatever lacks them is not

@@ -27,6 +27,17 @@ const (
 	GRE  Kind = "gre"
 )
 
+// Over is the kind that the kernel makes of a tunnel between addresses like vtep.
+func (k Kind) Over(vtep netip.Addr) Kind {
+	switch {
+	case vtep.Is6() && k == IPIP:
+		return "ip6tnl"
+	case vtep.Is6() && k == GRE:
+		return "ip6gre"
+	}
+	return k
+}
+
 // Module names the kernel module that makes links of a kind.
 func (k Kind) Module() string {
 	switch k {
@@ -34,6 +45,10 @@ func (k Kind) Module() string {
 		return "8021q"
 	case GRE:
 		return "ip_gre"
+	case "ip6tnl":
+		return "ip6_tunnel"
+	case "ip6gre":
+		return "ip6_gre"
 	}
 	return string(k)
 }

@@ -10,8 +10,11 @@ import (
 )
 
 // Makes implements Kernel. What probe asks for is refused as invalid (EINVAL) by a
-// kernel that knows the kind, and as not supported by one that does not, after
-// it tried to load the module (rtnl_newlink in net/core/rtnetlink.c).
+// kernel that knows the kind, or as there already (EEXIST: a tunnel from anywhere to
+// anywhere, which the module makes for itself), and as not supported by one that does
+// not, after it tried to load the module (rtnl_newlink in net/core/rtnetlink.c). A host
+// may keep modules from making that tunnel (net.core.fb_tunnels_only_for_init_net): then
+// there is one now, which goes at once.
 func (k *Linux) Makes(_ context.Context, kind Kind) (bool, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -20,18 +23,20 @@ func (k *Linux) Makes(_ context.Context, kind Kind) (bool, error) {
 
 func (k *Linux) makes(kind Kind) (bool, error) {
 	switch kind {
-	case Macvlan, IPvlan, VLAN, Dummy, IPIP, GRE:
-	default:
-		return true, nil // without the others nothing works at all
+	case VXLAN, Bridge, Veth:
+		return true, nil // without these nothing works at all
 	}
 	err := k.probe(kind)
 	switch {
-	case errors.Is(err, unix.EINVAL):
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EEXIST):
 		return true, nil
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return false, nil
 	case err == nil:
-		err = errors.Join(errors.New("it made one without an address"), k.h.LinkDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: Prefix + "probe"}}))
+		err = k.h.LinkDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: Prefix + "probe"}})
+		if err == nil {
+			return true, nil
+		}
 	}
 	return false, fmt.Errorf("ask the kernel for %s: %w", kind, err)
 }
@@ -42,8 +47,9 @@ func (k *Linux) explain(l Link, err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.EOPNOTSUPP):
-		if able, failed := k.makes(l.Kind); failed == nil && !able {
-			return fmt.Errorf("%w (%w)", Lacks(l.Kind), err)
+		kind := l.Kind.Over(l.Local)
+		if able, failed := k.makes(kind); failed == nil && !able {
+			return fmt.Errorf("%w (%w)", Lacks(kind), err)
 		}
 	case l.Parent == "":
 	case errors.Is(err, unix.EBUSY):

@@ -168,7 +168,7 @@ func (s *sight) concerns(m syscall.NetlinkMessage) bool {
 			return false
 		}
 		a := nl.DeserializeIfAddrmsg(m.Data)
-		return a.Scope == unix.RT_SCOPE_UNIVERSE
+		return a.Scope == unix.RT_SCOPE_UNIVERSE || s.links[int(a.Index)].own
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		if len(m.Data) < unix.SizeofRtMsg {
 			return false
