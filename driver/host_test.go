@@ -37,6 +37,7 @@ type host struct {
 	addresses *fakeAddresses
 	hosts     *fakeHosts
 	dhcp      DHCP // nil: none
+	routers   bool // there are some that speak BGP
 
 	*Driver
 	db   *bbolt.DB
@@ -80,7 +81,7 @@ func (h *host) start(p pace) {
 	log.SetOutput(io.Discard)
 	d, err := Open(Config{
 		DB: db, Host: "host1", Kernel: h.door, Ledger: h.ledger, Heard: h.heard, Addresses: h.addresses, Hosts: h.hosts, DHCP: h.dhcp,
-		VTEP: netip.MustParseAddr("192.0.2.1"), MTU: 1500, Port: 8475, Log: log,
+		VTEP: netip.MustParseAddr("192.0.2.1"), MTU: 1500, BGP: h.routers, Port: 8475, Log: log,
 	})
 	if err != nil {
 		h.t.Fatalf("open driver: %v", err)
