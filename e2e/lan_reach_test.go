@@ -350,27 +350,35 @@ func (l *lan) containers(boxes map[string]*box) company {
 // boxes starts containers of a network on their hosts.
 func (l *lan) boxes(t *testing.T, network string, names ...string) map[string]*box {
 	t.Helper()
-	return l.enter(t, network, names, func(h *lab.Host, name string) (*box, error) {
+	boxes := map[string]*box{}
+	l.enter(t, network, boxes, names, func(h *lab.Host, name string) (*box, error) {
 		return startQuick(t.Context(), h, network+"-"+name, network)
 	})
+	return boxes
 }
 
-// joins connects the containers that stay with a network, by a second interface.
-func (l *lan) joins(t *testing.T, network string, names ...string) map[string]*box {
+// visit makes a network, which the containers that stay join by a second interface,
+// for as long as test takes. All of it is undone even if it was made by half, so that
+// it is not in the way of what comes after.
+func (l *lan) visit(t *testing.T, network string, args, names, subnets []string, test func(boxes map[string]*box)) {
 	t.Helper()
-	return l.enter(t, network, names, func(h *lab.Host, name string) (*box, error) {
+	boxes := map[string]*box{}
+	defer l.drop(t, network, nil, subnets...)
+	defer l.parts(t, network, boxes)
+	l.createNetwork(t, network, args)
+	l.enter(t, network, boxes, names, func(h *lab.Host, name string) (*box, error) {
 		b := *l.isolated[name]
 		b.network = network
 		return &b, engine(t.Context(), h, http.MethodPost, "/networks/"+network+"/connect", map[string]any{"Container": b.id}, nil)
 	})
+	test(boxes)
 }
 
 // enter makes containers members of a network, one by one on each host, and
-// learns their addresses there.
-func (l *lan) enter(t *testing.T, network string, names []string, do func(*lab.Host, string) (*box, error)) map[string]*box {
+// learns their addresses there. Those that are in it are in boxes, also when another fails.
+func (l *lan) enter(t *testing.T, network string, boxes map[string]*box, names []string, do func(*lab.Host, string) (*box, error)) {
 	t.Helper()
-	all := map[string]*box{}
-	var mu sync.Mutex // guards all
+	var mu sync.Mutex // guards boxes
 	each(t, l.Hosts(), func(h *lab.Host) error {
 		for _, name := range names {
 			if h != l.hostOf(name) {
@@ -380,6 +388,9 @@ func (l *lan) enter(t *testing.T, network string, names []string, do func(*lab.H
 			if err != nil {
 				return err
 			}
+			mu.Lock()
+			boxes[name] = b
+			mu.Unlock()
 			var seen struct {
 				NetworkSettings struct {
 					Networks map[string]struct{ IPAddress, GlobalIPv6Address, MacAddress string }
@@ -390,13 +401,9 @@ func (l *lan) enter(t *testing.T, network string, names []string, do func(*lab.H
 			}
 			n := seen.NetworkSettings.Networks[network]
 			b.ip4, b.ip6, b.mac = n.IPAddress, n.GlobalIPv6Address, n.MacAddress
-			mu.Lock()
-			all[name] = b
-			mu.Unlock()
 		}
 		return nil
 	})
-	return all
 }
 
 // parts takes containers that stay out of a network.
@@ -421,7 +428,7 @@ func (l *lan) drop(t *testing.T, network string, boxes map[string]*box, subnets 
 	t.Helper()
 	removeBoxes(t, slices.Collect(maps.Values(boxes))...)
 	each(t, l.Hosts(), func(h *lab.Host) error {
-		if err := removeNetwork(h, network); err != nil {
+		if err := removeNetwork(h, network); err != nil && !noSuchNetwork(err) {
 			return err
 		}
 		if out, err := h.Exec(context.Background(), "isthmus", "networks", "forget", subnets[0]); err != nil {
@@ -440,15 +447,19 @@ func (l *lan) drop(t *testing.T, network string, boxes map[string]*box, subnets 
 	}
 }
 
+// noSuchNetwork is what engines say of a network that they have not, in words that
+// differ by release.
+func noSuchNetwork(err error) bool {
+	return strings.Contains(err.Error(), "No such network") || strings.Contains(err.Error(), "not found")
+}
+
 // holds makes a network with containers, and compares who reaches whom with what
 // is written, by each kind of switch.
 func (l *lan) holds(t *testing.T, r reach, args []string, names ...string) {
 	network := "reach-" + strings.ReplaceAll(r.of, " ", "-")
-	l.createNetwork(t, network, slices.Concat(lanArgs, args))
-	boxes := l.joins(t, network, names...)
-	defer l.drop(t, network, nil, lanSubnet4, lanSubnet6)
-	defer l.parts(t, network, boxes)
-	l.bySwitch(t, r, l.company(boxes))
+	l.visit(t, network, slices.Concat(lanArgs, args), names, []string{lanSubnet4, lanSubnet6}, func(boxes map[string]*box) {
+		l.bySwitch(t, r, l.company(boxes))
+	})
 }
 
 func (l *lan) bySwitch(t *testing.T, r reach, c company) {

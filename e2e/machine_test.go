@@ -78,16 +78,14 @@ func TestMachineLAN(t *testing.T) {
 // hosts of the cluster know the way to all, the machine and the router are told.
 func (l *lan) routed(t *testing.T, r reach, args []string) {
 	network := "reach-" + strings.ReplaceAll(r.of, " ", "-")
-	l.createNetwork(t, network, append(args, "--subnet", routedSubnet))
-	boxes := l.joins(t, network, "A", "B", "C")
-	defer l.drop(t, network, nil, routedSubnet)
-	defer l.parts(t, network, boxes)
-	for _, b := range boxes {
-		for _, s := range []*lab.Station{l.machine, l.router} {
-			lab.Must(t)(s.Exec(t.Context(), "ip", "route", "replace", b.ip4, "via", b.host.IP().String()))
+	l.visit(t, network, append(args, "--subnet", routedSubnet), []string{"A", "B", "C"}, []string{routedSubnet}, func(boxes map[string]*box) {
+		for _, b := range boxes {
+			for _, s := range []*lab.Station{l.machine, l.router} {
+				lab.Must(t)(s.Exec(t.Context(), "ip", "route", "replace", b.ip4, "via", b.host.IP().String()))
+			}
 		}
-	}
-	l.bySwitch(t, r, l.company(boxes))
+		l.bySwitch(t, r, l.company(boxes))
+	})
 }
 
 // vlans: a network with a VLAN as its parent reaches machines in that VLAN, by
@@ -113,21 +111,20 @@ func (l *lan) vlans(t *testing.T) {
 				a, _ := netip.AddrFromSlice(b)
 				return a.String()
 			}
-			l.createNetwork(t, v.name, slices.Concat(v.args, []string{"-o", "parent=" + v.parent,
-				"--subnet", v.subnet4, "--gateway", address(v.subnet4, 90), "--ipv6", "--subnet", v.subnet6, "--gateway", address(v.subnet6, 90)}))
-			boxes := l.joins(t, v.name, v.boxes...)
-			defer l.drop(t, v.name, nil, v.subnet4, v.subnet6)
-			defer l.parts(t, v.name, boxes)
-			c := l.containers(boxes)
-			for i, name := range []string{"machine", "outsider", "mate"} {
-				g := guest{name: name, dev: v.parent, ip4: address(v.subnet4, byte(90+i)), ip6: address(v.subnet6, byte(90+i)), command: stations[name].Command}
-				if name != "machine" {
-					g.dev = v.elsewhere
+			args := slices.Concat(v.args, []string{"-o", "parent=" + v.parent,
+				"--subnet", v.subnet4, "--gateway", address(v.subnet4, 90), "--ipv6", "--subnet", v.subnet6, "--gateway", address(v.subnet6, 90)})
+			l.visit(t, v.name, args, v.boxes, []string{v.subnet4, v.subnet6}, func(boxes map[string]*box) {
+				c := l.containers(boxes)
+				for i, name := range []string{"machine", "outsider", "mate"} {
+					g := guest{name: name, dev: v.parent, ip4: address(v.subnet4, byte(90+i)), ip6: address(v.subnet6, byte(90+i)), command: stations[name].Command}
+					if name != "machine" {
+						g.dev = v.elsewhere
+					}
+					g.tag(t, stations[name])
+					c.guests = append(c.guests, g)
 				}
-				g.tag(t, stations[name])
-				c.guests = append(c.guests, g)
-			}
-			c.holds(t, v.reach.straight)
+				c.holds(t, v.reach.straight)
+			})
 		})
 	}
 }
