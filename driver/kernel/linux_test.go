@@ -118,8 +118,18 @@ func TestLinuxMakes(t *testing.T) {
 			t.Errorf("make %s: %t, %v; ip: %v", kind, able, asked, err)
 		}
 	}
-	if able, err := s.open().Makes(t.Context(), "nonsense"); err != nil || !able {
-		t.Errorf("a kind that is not asked for: %t, %v", able, err)
+	// A tunnel from anywhere to anywhere may be there already, made by the kernel's module.
+	for kind, command := range map[kernel.Kind]string{
+		kernel.IPIP: "ip link add x3 type ipip local 192.0.2.1 remote 192.0.2.2", kernel.GRE: "ip link add x4 type gre local 192.0.2.1 remote 192.0.2.2",
+		kernel.IPIP.Over(addr("fd00::1")): "ip link add x5 type ip6tnl mode any local fd00::1 remote fd00::2", kernel.GRE.Over(addr("fd00::1")): "ip link add x6 type ip6gre local fd00::1 remote fd00::2",
+	} {
+		_, err := s.try(command)
+		if able, asked := s.open().Makes(t.Context(), kind); asked != nil || able != (err == nil) {
+			t.Errorf("make %s: %t, %v; ip: %v", kind, able, asked, err)
+		}
+	}
+	if able, err := s.open().Makes(t.Context(), "nonsense"); err != nil || able {
+		t.Errorf("a kind that no kernel knows: %t, %v", able, err)
 	}
 	if left := s.sh("ip -br link show group 26995"); left != "" {
 		t.Errorf("asking left a link behind: %s", left)

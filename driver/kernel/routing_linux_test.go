@@ -46,6 +46,23 @@ func eachSite(t *testing.T, test func(t *testing.T, s *site)) {
 	}
 }
 
+// forward is what the user, or Docker, sets. Before Linux 6.17 no link forwards IPv6
+// alone.
+func (s *space) forward(dev string) {
+	s.t.Helper()
+	s.sh("echo 1 > /proc/sys/net/ipv4/conf/%s/forwarding", dev)
+	if forcesForwarding() {
+		s.sh("echo 1 > /proc/sys/net/ipv6/conf/%s/force_forwarding", dev)
+	} else {
+		s.sh("echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
+	}
+}
+
+func forcesForwarding() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6/conf/lo/force_forwarding")
+	return err == nil
+}
+
 func newSite(t *testing.T) *site {
 	s := &site{space: newSpace(t), world: newSpace(t), one: newSpace(t), mate: newSpace(t), two: newSpace(t), theirs: newSpace(t)}
 	s.sh("iptables-nft -P FORWARD DROP; ip6tables-nft -P FORWARD DROP; for t in iptables-nft ip6tables-nft; do $t -N DOCKER-USER; $t -A FORWARD -j DOCKER-USER; done")
@@ -54,8 +71,7 @@ func newSite(t *testing.T) *site {
 	s.sh("ip link add eth0 type veth peer name eth0 netns %s; ip addr add 192.0.2.1/24 dev eth0; ip -6 addr add 2001:db8::1/64 dev eth0 nodad; ip link set eth0 up", s.world.path())
 	s.world.sh("ip addr add 192.0.2.2/24 dev eth0; ip -6 addr add 2001:db8::2/64 dev eth0 nodad; ip link set eth0 up; ip route add 10.0.0.0/8 via 192.0.2.1; ip -6 route add fd00::/8 via 2001:db8::1")
 	s.sh("ip route add default via 192.0.2.2; ip -6 route add default via 2001:db8::2")
-	// What the user, or Docker, sets.
-	s.sh("echo 1 > /proc/sys/net/ipv4/conf/eth0/forwarding; echo 1 > /proc/sys/net/ipv6/conf/eth0/force_forwarding")
+	s.forward("eth0")
 	s.k = s.open()
 	s.want = stateOf(
 		kernel.Link{Name: "is-b1", Kind: kernel.Bridge, MTU: 1500}, kernel.Link{Name: "is-b2", Kind: kernel.Bridge, MTU: 1500},
@@ -223,13 +239,17 @@ func testEgress(t *testing.T, s *site) {
 	// What somebody does to the rules is undone.
 	s.want.Put(kernel.Pool{Prefix: prefix("10.1.0.0/16"), Network: 1, NAT: true})
 	apply(t, s.k, s.want)
-	for _, command := range []string{
+	harm := []string{
 		"nft flush ruleset; iptables-nft -P FORWARD DROP; iptables-nft -N DOCKER-USER; iptables-nft -A FORWARD -j DOCKER-USER",
 		"iptables-nft -F DOCKER-USER", "nft flush chain inet isthmus egress", "nft flush chain inet isthmus translate",
 		"nft flush set inet isthmus pools4", "nft flush set inet isthmus gateways", "nft delete element inet isthmus uplinks '{ eth0 }'",
 		"nft flush chain inet isthmus from_1", "nft flush map inet isthmus every4", "nft delete table inet isthmus",
-		"echo 0 > /proc/sys/net/ipv4/conf/is-b1/forwarding", "echo 0 > /proc/sys/net/ipv6/conf/is-b1/force_forwarding", "echo 0 > /proc/sys/net/ipv4/conf/is-b1/route_localnet",
-	} {
+		"echo 0 > /proc/sys/net/ipv4/conf/is-b1/forwarding", "echo 0 > /proc/sys/net/ipv4/conf/is-b1/route_localnet",
+	}
+	if forcesForwarding() {
+		harm = append(harm, "echo 0 > /proc/sys/net/ipv6/conf/is-b1/force_forwarding")
+	}
+	for _, command := range harm {
 		s.sh("%s", command)
 		if ops := apply(t, s.k, s.want); len(ops) == 0 {
 			t.Errorf("nothing to do after %s", command)
@@ -389,7 +409,7 @@ func TestLinuxForwarding(t *testing.T) {
 	s.sh("echo 0 > /proc/sys/net/ipv4/conf/eth0/forwarding")
 	all := "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding"
 	before := s.sh("%s", all)
-	const file = "/proc/sys/net/ipv4/conf/eth0/forwarding /proc/sys/net/ipv6/conf/eth0/force_forwarding"
+	file := "/proc/sys/net/ipv4/conf/eth0/forwarding"
 	want := stateOf(kernel.Uplink{Dev: "eth0", IPv6: true})
 	err := do(k, t, want)
 	if err == nil {
@@ -397,15 +417,22 @@ func TestLinuxForwarding(t *testing.T) {
 	}
 	contains(t, err.Error(), "sysctl -w net.ipv4.conf.eth0.forwarding=1")
 	s.sh("echo 1 > /proc/sys/net/ipv4/conf/eth0/forwarding")
-	contains(t, do(k, t, want).Error(), "sysctl -w net.ipv6.conf.eth0.force_forwarding=1")
+	err, want = do(k, t, want), stateOf(kernel.Uplink{Dev: "eth0", IPv6: true, Forward: true})
 	s.sh("echo 0 > /proc/sys/net/ipv4/conf/eth0/forwarding")
-	want = stateOf(kernel.Uplink{Dev: "eth0", IPv6: true, Forward: true})
-	apply(t, k, want)
-	if got := s.sh("cat " + file); got != "1\n1\n" {
+	if forcesForwarding() {
+		contains(t, err.Error(), "sysctl -w net.ipv6.conf.eth0.force_forwarding=1")
+		file += " /proc/sys/net/ipv6/conf/eth0/force_forwarding"
+		apply(t, k, want)
+	} else { // IPv4 is set, and for IPv6 the user has to decide
+		for _, err := range []error{err, do(k, t, want)} {
+			contains(t, err.Error(), "sysctl -w net.ipv6.conf.all.forwarding=1")
+		}
+	}
+	if got := s.sh("cat %s", file); strings.Contains(got, "0") {
 		t.Errorf("forwarding: %q", got)
 	}
 	apply(t, k, stateOf())
-	if got := s.sh("cat " + file); got != "0\n0\n" {
+	if got := s.sh("cat %s", file); strings.Contains(got, "1") {
 		t.Errorf("forwarding afterwards: %q", got)
 	}
 	if after := s.sh("%s", all); after != before {
@@ -424,7 +451,8 @@ func do(k *kernel.Linux, t *testing.T, want kernel.State) error {
 func TestLinuxRoutingReadsBack(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
-	s.sh("for d in eth0 eth1; do ip link add $d type veth peer name peer-$d; ip link set $d up; done; echo 1 > /proc/sys/net/ipv4/conf/eth0/forwarding; echo 1 > /proc/sys/net/ipv6/conf/eth0/force_forwarding")
+	s.sh("for d in eth0 eth1; do ip link add $d type veth peer name peer-$d; ip link set $d up; done")
+	s.forward("eth0")
 	s.sh("iptables-nft -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE; nft 'add table ip theirs; add set ip theirs gateways { type ipv4_addr; elements = { 10.1.0.1 } }'")
 	theirs := s.sh("nft list ruleset")
 	k := s.open()
