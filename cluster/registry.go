@@ -171,6 +171,12 @@ type Definition struct {
 	// Fallback of host-gw is how hosts that are in no common subnet reach each other:
 	// vxlan (with a VNI), ipip, gre or none.
 	Fallback string `json:"fallback,omitempty"`
+	// Gateway of vxlan is who routes for its containers: docker (or nobody),
+	// distributed (each host for its own) or host:NAME.
+	Gateway string `json:"gateway,omitempty"`
+	// RouteTo lists subnets of other networks that this one and they are routed
+	// between, sorted, joined by commas.
+	RouteTo string `json:"routeTo,omitempty"`
 }
 
 // Network is a network as the cluster agreed on it. Its identity is its set of

@@ -76,8 +76,8 @@ func (d *Driver) createNetwork(ctx context.Context, n Network) error {
 	}
 	asked := d.definition(n.Options)
 	check := d.checkMTU
-	if direct(n.Options.Mode) {
-		check = d.checkDirect
+	if led(asked) {
+		check = d.checkLed
 	}
 	if !fenced(n.Options.Mode) {
 		site, err := d.survey(ctx, n)
@@ -207,7 +207,7 @@ func (d *Driver) parseNetwork(r *network.CreateNetworkRequest) (Network, error) 
 			return n, fmt.Errorf("addresses of %s come from another IPAM driver, which does not know what other hosts use: add --ipam-driver %s (or -o ipam=foreign, and see to it that no two hosts use one address)", prefix, d.cfg.Name)
 		}
 		n.Pools = append(n.Pools, cluster.PoolKey{Space: n.Options.Space, Prefix: prefix.Masked()})
-		if text, _, _ := strings.Cut(data.Gateway, "/"); text != "" && (!fenced(n.Options.Mode) || direct(n.Options.Mode)) {
+		if text, _, _ := strings.Cut(data.Gateway, "/"); text != "" && (!fenced(n.Options.Mode) || led(d.definition(n.Options))) {
 			gateway, err := netip.ParseAddr(text)
 			if err != nil {
 				return n, fmt.Errorf("parse gateway: %w", err)
@@ -233,6 +233,8 @@ func (d *Driver) attach(ctx context.Context, o Options) (string, error) {
 	switch {
 	case asked == "bridge", direct(o.Mode), !fenced(o.Mode) && o.Parent != "":
 		return asked, nil
+	case ours(o.Gateway):
+		return "bridge", nil
 	case !fenced(o.Mode):
 		able, err := d.cfg.Kernel.Makes(ctx, kernel.Dummy)
 		return string(map[bool]kernel.Kind{true: kernel.Dummy, false: kernel.Veth}[able]), err
@@ -259,10 +261,13 @@ func (d *Driver) definition(o Options) cluster.Definition {
 		}
 	}
 	if direct(o.Mode) {
-		return cluster.Definition{Mode: o.Mode, MTU: cmp.Or(o.MTU, o.Underlay), Encrypt: "off", Fallback: o.Fallback}
+		return cluster.Definition{Mode: o.Mode, MTU: cmp.Or(o.MTU, o.Underlay), Encrypt: "off", Fallback: o.Fallback, RouteTo: o.RouteTo}
 	}
 	def := cluster.Definition{
-		Mode: o.Mode, VNI: o.VNI, MTU: o.MTU, ARP: o.ARP, BUM: o.BUM, Encrypt: "off", Underlay: family(v.VTEP),
+		Mode: o.Mode, VNI: o.VNI, MTU: o.MTU, ARP: o.ARP, BUM: o.BUM, Encrypt: "off", Underlay: family(v.VTEP), Gateway: gatewayDocker, RouteTo: o.RouteTo,
+	}
+	if ours(o.Gateway) {
+		def.Gateway = o.Gateway
 	}
 	if o.Underlay != 0 && o.MTU == 0 {
 		def.MTU = o.Underlay - modeOf(o.Mode).Overhead(v)

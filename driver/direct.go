@@ -77,7 +77,7 @@ func planDirect(s *segment, v View, d *Desired) {
 		h := kernel.Handover{
 			Link:    kernel.Link{Name: e.link(), Kind: kernel.Veth, Standing: kernel.HandedOver, Peer: e.hostEnd(), MAC: e.MAC, MTU: s.MTU, Down: down && e.Sandbox == ""},
 			Host:    kernel.Link{Name: e.hostEnd(), Kind: kernel.Veth, Standing: kernel.Adopted, Peer: e.link(), MTU: s.MTU, Down: down},
-			Sandbox: e.Sandbox, Name: e.Inside, Addrs: e.Addrs(), Routes: s.directRoutes(e),
+			Sandbox: e.Sandbox, Name: e.Inside, Addrs: e.Addrs(), Routes: s.ledRoutes(e),
 		}
 		at := e.hostEnd()
 		if s.Def.Mode == modeHostGW {
@@ -151,46 +151,6 @@ func (n Network) linkGateways() (out []netip.Addr) {
 	for _, v4 := range []bool{true, false} {
 		if n.has(v4) {
 			out = append(out, n.linkGateway(v4))
-		}
-	}
-	return out
-}
-
-// directGateway returns the gateway that a container with an address of the network
-// has; invalid where Docker asked for none.
-func (n Network) directGateway(a netip.Addr) netip.Addr {
-	if n.Def.Mode == modeRouted {
-		return n.linkGateway(a.Is4())
-	}
-	pool, _ := n.covers(a)
-	for _, g := range n.Gateways {
-		if pool.Prefix.IsValid() && pool.Prefix.Contains(g) {
-			return g
-		}
-	}
-	return netip.Addr{}
-}
-
-// directRoutes lists what a container's interface needs: the gateway, the network
-// through it, and but for internal networks everything else.
-func (n Network) directRoutes(e Endpoint) (out []kernel.Route) {
-	for _, p := range e.Addrs() {
-		via := n.directGateway(p.Addr())
-		if !via.IsValid() {
-			continue
-		}
-		out = append(out, kernel.Route{Dst: netip.PrefixFrom(via, via.BitLen())})
-		for _, pool := range n.Pools {
-			if pool.Prefix.Addr().Is4() == via.Is4() {
-				out = append(out, kernel.Route{Dst: pool.Prefix, Via: via})
-			}
-		}
-		if !n.Options.Internal {
-			any := netip.IPv6Unspecified()
-			if via.Is4() {
-				any = netip.IPv4Unspecified()
-			}
-			out = append(out, kernel.Route{Dst: netip.PrefixFrom(any, 0), Via: via})
 		}
 	}
 	return out
@@ -343,39 +303,4 @@ func (v View) detour(s *segment, l cluster.Lease, router netip.Addr, d *Desired)
 	}
 	d.host(s, to)
 	return s.fallback(), true
-}
-
-// checkDirect refuses a network that this host cannot route.
-func (d *Driver) checkDirect(n Network, def cluster.Definition, by string) error {
-	n.Def = def
-	if err := d.checkMTU(n, def, by); err != nil {
-		return err
-	}
-	if d.cfg.Hosts == nil {
-		return fmt.Errorf("mode %s: this host has no addresses to give to itself", def.Mode)
-	}
-	for _, p := range n.Pools {
-		if def.Mode == modeHostGW && !n.directGateway(p.Prefix.Addr()).IsValid() {
-			return fmt.Errorf("mode host-gw needs a gateway in %s, and Docker asked for none: add --gateway, or use -o mode=routed", p)
-		}
-		if p.Prefix.Addr().Is6() && def.Fallback == "ipip" && family(d.view().VTEP) == "ipv4" {
-			return fmt.Errorf("fallback=ipip over IPv4 carries no IPv6 (%s): use -o fallback=gre or vxlan", p)
-		}
-		for _, other := range d.store.intent().Networks {
-			for _, q := range other.Pools {
-				if direct(other.Def.Mode) && q.Space != p.Space && q.Prefix.Overlaps(p.Prefix) {
-					return fmt.Errorf("%s overlaps %s of another network of this host, which has one table of routes for both: use other subnets in this mode", p, q)
-				}
-			}
-		}
-	}
-	if def.Fallback != "ipip" && def.Fallback != "gre" {
-		return nil
-	}
-	kind := kernel.Kind(def.Fallback).Over(d.view().VTEP)
-	able, err := d.cfg.Kernel.Makes(noWait, kind)
-	if err == nil && !able {
-		err = fmt.Errorf("fallback=%s: %w", def.Fallback, kernel.Lacks(kind))
-	}
-	return err
 }

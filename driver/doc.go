@@ -66,10 +66,14 @@
 //
 // # Routed networks
 //
-// The modes whose Join answer has a gateway (host-gw, routed) bring their own way out
-// and publish ports themselves:
+// Networks whose Join answer has a gateway of ours (led in mode.go: host-gw, routed, and
+// vxlan with gateway=distributed or host:NAME) bring their own way out and publish
+// ports themselves:
 //
-//	direct.go        the plan of both modes: who is led where
+//	gateway.go       the containers' gateway, what it leads to, who it is
+//	hearing.go       whether the one that is it for all still answers
+//	direct.go        the plan of host-gw and routed: who is led where
+//	announced.go     what routers are told of that, and what they say
 //	way.go           what probes of a host come to, pure
 //	ways.go          next hops and probes, once a second
 //	publish.go       Docker's calls about ports, and what is stored of them

@@ -87,6 +87,7 @@ type Config struct {
 	MTU       int           // of the underlay link, in bytes; 0: as Heard says of this host
 	Port      uint16        // UDP port of VXLAN
 	BGP       bool          // there are routers to tell of bgp=on networks
+	Forward   bool          // uplinks shall forward what they receive, where that is for containers
 	Name      string        // by which users call the plugin, "isthmus:latest" if empty
 	Log       logrus.FieldLogger
 }
@@ -131,6 +132,7 @@ type Driver struct {
 	devices     []kernel.Device // of this host, of the newest look at them
 	ways        map[cluster.HostID]Way
 	foreign     []kernel.Foreign
+	deaf        map[cluster.HostID]bool
 	announced   []netip.Prefix              // of the newest pass
 	passed      bool                        // there was one
 	announcedBy netip.Addr                  // next hop of announced
@@ -168,6 +170,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	w.look(ctx) // before the first pass, which takes away what nobody plans
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return w.run(ctx) })
+	g.Go(func() error { return newHearing(d).run(ctx) })
 	g.Go(func() error { return d.loop.run(ctx) })
 	g.Go(func() error { return d.loop.watch(ctx) })
 	g.Go(func() error { return d.agree.run(ctx) })
@@ -209,10 +212,10 @@ func (d *Driver) view() View {
 		strangers = nil
 	}
 	return View{
-		Host: d.cfg.Host, VTEP: d.vtep, Port: d.cfg.Port, MTU: d.mtu,
+		Host: d.cfg.Host, VTEP: d.vtep, Port: d.cfg.Port, MTU: d.mtu, Forward: d.cfg.Forward,
 		Members: d.cfg.Heard.Members(), Streams: d.cfg.Heard.Streams(), Registry: d.cfg.Ledger.Registry(), Paths: maps.Clone(d.paths),
 		Detached: d.detached, Strangers: strangers, Links: d.devices,
-		Ways: d.ways, Foreign: d.foreign, Imported: d.imported,
+		Ways: d.ways, Foreign: d.foreign, Imported: d.imported, Deaf: d.deaf,
 	}
 }
 

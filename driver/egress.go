@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/driver/kernel"
 )
 
@@ -27,7 +26,10 @@ type routed struct {
 	Sources map[string][]netip.Addr
 	// Detours are its tunnels to other hosts: what comes from there is for Gateways.
 	Detours []string
-	Ports   []kernel.Publish // of its containers, as ports.hold returned them
+	// Elsewhere says that containers may have another host for their gateway: what
+	// comes to their published ports here must return here.
+	Elsewhere bool
+	Ports     []kernel.Publish // of its containers, as ports.hold returned them
 }
 
 // planGates puts in what the firewall holds for the networks that were planned, and
@@ -35,14 +37,17 @@ type routed struct {
 func (v View) planGates(in *Intent, d *Desired) {
 	var here []routed
 	for _, s := range d.Segments {
-		if s.direct() {
+		if s.led() {
+			// Where another host is the gateway, what goes there is bridged: br_netfilter
+			// shows that to the firewall, which has to leave it alone.
+			nat := !s.Options.NoNAT && (central(s.Def) == "" || s.Router == v.Host)
 			here = append(here, routed{
-				Cluster: s.Cluster, Pools: s.prefixes(), NAT: !s.Options.NoNAT, Internal: s.Options.Internal,
-				Gateways: s.Gates, Detours: s.Detours, Sources: s.Sources, Ports: in.publishes(s),
+				Cluster: s.Cluster, Pools: s.prefixes(), NAT: nat, Internal: s.Options.Internal,
+				Gateways: s.Gates, Detours: s.Detours, Sources: s.Sources, Ports: in.publishes(s), Elsewhere: central(s.Def) != "",
 			})
 		}
 	}
-	planEgress(here, v.Registry, nil, v.Links, v.VTEP, d.State)
+	v.planEgress(here, v.passages(d), d.State)
 }
 
 func (n Network) prefixes() (out []netip.Prefix) {
@@ -55,9 +60,8 @@ func (n Network) prefixes() (out []netip.Prefix) {
 // planEgress puts into state what the firewall holds for the networks that this
 // host routes for. The pools of all networks of the cluster, held here or not, keep
 // their addresses towards each other, and are apart unless a passage joins them
-// (pairs of ids). links are those of the host; the addresses of underlay, if any,
-// tell by which one other hosts are reached.
-func planEgress(here []routed, registry *cluster.Registry, passages [][2]uint32, links []kernel.Device, underlay netip.Addr, state kernel.State) {
+// (pairs of ids).
+func (v View) planEgress(here []routed, passages [][2]uint32, state kernel.State) {
 	if len(here) == 0 {
 		return
 	}
@@ -68,7 +72,7 @@ func planEgress(here []routed, registry *cluster.Registry, passages [][2]uint32,
 		six := slices.ContainsFunc(n.Pools, func(p netip.Prefix) bool { return p.Addr().Is6() })
 		ipv6 = ipv6 || six
 		for _, p := range n.Pools {
-			state.Put(kernel.Pool{Prefix: p, Network: n.Cluster, NAT: n.NAT && !n.Internal, Internal: n.Internal})
+			state.Put(kernel.Pool{Prefix: p, Network: n.Cluster, NAT: n.NAT && !n.Internal, Internal: n.Internal, Return: n.Elsewhere})
 		}
 		for _, dev := range n.Gateways {
 			state.Put(kernel.Gateway{Dev: dev, IPv6: six})
@@ -86,9 +90,9 @@ func planEgress(here []routed, registry *cluster.Registry, passages [][2]uint32,
 			state.Put(p)
 		}
 	}
-	if registry != nil {
-		for _, id := range slices.Sorted(maps.Keys(registry.Networks)) {
-			n := registry.Networks[id]
+	if v.Registry != nil {
+		for _, id := range slices.Sorted(maps.Keys(v.Registry.Networks)) {
+			n := v.Registry.Networks[id]
 			if known[n.ID] {
 				continue
 			}
@@ -106,9 +110,9 @@ func planEgress(here []routed, registry *cluster.Registry, passages [][2]uint32,
 			state.Put(kernel.Passage{A: a, B: b})
 		}
 	}
-	for _, l := range uplinks(links, underlay) {
+	for _, l := range uplinks(v.Links, v.VTEP) {
 		six := slices.ContainsFunc(l.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() && !p.Addr().IsLinkLocalUnicast() })
-		state.Put(kernel.Uplink{Dev: l.Name, IPv6: ipv6 && six})
+		state.Put(kernel.Uplink{Dev: l.Name, IPv6: ipv6 && six, Forward: v.Forward})
 	}
 	state.Put(kernel.Guard{Rule: kernel.AcceptRouted})
 }

@@ -40,7 +40,7 @@ func TestPlanEgress(t *testing.T) {
 	}}
 	links := []kernel.Device{{Name: "eth0", Kind: "device", Up: true, Addrs: prefixes("192.0.2.1/24", "2001:db8::1/64")}}
 	state := kernel.State{}
-	planEgress(here, registry, [][2]uint32{{3, 1}, {1, 9}, {2, 2}}, links, netip.Addr{}, state)
+	View{Registry: registry, Links: links}.planEgress(here, [][2]uint32{{3, 1}, {1, 9}, {2, 2}}, state)
 	want := `gateway dev is-b1 ipv6
 gateway dev is-p7
 guard accept-routed dev ` + `
@@ -57,7 +57,7 @@ uplink dev eth0 ipv6
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
 	state = kernel.State{}
-	planEgress(nil, registry, nil, links, netip.Addr{}, state)
+	View{Registry: registry, Links: links}.planEgress(nil, nil, state)
 	if len(state) > 0 {
 		t.Errorf("a host that routes for no network has\n%s", planned(state))
 	}

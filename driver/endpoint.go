@@ -212,9 +212,9 @@ func (d *Driver) Join(ctx context.Context, r *network.JoinRequest) (*network.Joi
 		InterfaceName:         network.InterfaceName{SrcName: e.link(), DstPrefix: cmp.Or(e.Ifname, "eth")},
 		DisableGatewayService: n.Options.Internal || n.Options.Gateway == "none",
 	}
-	if direct(n.Def.Mode) {
+	if led(n.Def) {
 		answer.DisableGatewayService = n.Options.Internal
-		for _, r := range n.directRoutes(e) {
+		for _, r := range n.ledRoutes(e) {
 			switch {
 			case !r.Via.IsValid():
 				answer.StaticRoutes = append(answer.StaticRoutes, &network.StaticRoute{Destination: r.Dst.String(), RouteType: connected})

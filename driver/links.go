@@ -28,7 +28,7 @@ func (d *Driver) lookAtLinks(ctx context.Context, age time.Duration) error {
 	switch in := d.store.intent(); {
 	case needed || in.lan():
 		links, inside, err = d.links(ctx, inside, age)
-	case in.direct(): // by which of them the world is reached
+	case in.led(): // by which of them the world is reached
 		links, err = d.cfg.Kernel.Links(ctx)
 	}
 	if err != nil {

@@ -33,6 +33,10 @@ func fenced(mode string) bool { return stations[mode] == "" }
 // hosts, as direct.go has it.
 func direct(mode string) bool { return mode == modeHostGW || mode == modeRouted }
 
+// led reports a network whose containers have hosts of the cluster for their
+// gateways: then this host's firewall, ports and routes are theirs.
+func led(def cluster.Definition) bool { return direct(def.Mode) || ours(def.Gateway) }
+
 // tunnels reports a network whose hosts may need VXLAN tunnels between their VTEPs.
 func tunnels(def cluster.Definition) bool {
 	return def.Mode == modeVXLAN || def.Fallback == modeVXLAN

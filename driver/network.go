@@ -102,6 +102,7 @@ type held struct {
 
 func (h held) fenced() bool  { return fenced(h.Def.Mode) }
 func (h held) direct() bool  { return direct(h.Def.Mode) }
+func (h held) led() bool     { return led(h.Def) }
 func (h held) tunnels() bool { return tunnels(h.Def) }
 
 // lan reports whether any network of this host stands in a LAN.
@@ -114,7 +115,27 @@ func (in *Intent) lan() bool {
 	return false
 }
 
-// direct reports whether this host routes the packets of any of its networks.
+// led reports whether this host may be the router of any of its networks.
+func (in *Intent) led() bool {
+	for _, n := range in.Networks {
+		if led(n.Def) {
+			return true
+		}
+	}
+	return false
+}
+
+// central reports whether any of this host's networks has one gateway for all.
+func (in *Intent) central() bool {
+	for _, n := range in.Networks {
+		if central(n.Def) != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// direct reports whether any of this host's networks is without frames between hosts.
 func (in *Intent) direct() bool {
 	for _, n := range in.Networks {
 		if direct(n.Def.Mode) {
@@ -278,7 +299,8 @@ func contradicts(want, have cluster.Definition) bool {
 	tunnels, usual := fenced(have.Mode), tenureOf(cluster.Definition{Mode: have.Mode})
 	differ := func(a, b string) bool { return a != "" && cmp.Or(b, a) != a }
 	return differ(want.Mode, have.Mode) || differ(want.ARP, have.ARP) || differ(want.BUM, have.BUM) ||
-		differ(want.Encrypt, have.Encrypt) || differ(want.Fallback, have.Fallback) || tunnels && differ(want.Underlay, have.Underlay) ||
+		differ(want.Encrypt, have.Encrypt) || differ(want.Fallback, have.Fallback) ||
+		have.Mode == modeVXLAN && differ(want.Gateway, cmp.Or(have.Gateway, gatewayDocker)) || want.RouteTo != "" && want.RouteTo != have.RouteTo || tunnels && differ(want.Underlay, have.Underlay) ||
 		differ(want.Submode, cmp.Or(have.Submode, usual.mode)) || differ(want.Flag, cmp.Or(have.Flag, usual.flag)) ||
 		have.VLAN != "" && differ(want.VLAN, have.VLAN) ||
 		want.VNI != 0 && want.VNI != have.VNI || want.MTU != 0 && want.MTU != have.MTU
@@ -305,5 +327,6 @@ func filled(asked, before cluster.Definition) cluster.Definition {
 	}
 	asked.ARP = cmp.Or(asked.ARP, "suppress")
 	asked.BUM = cmp.Or(asked.BUM, "replicate")
+	asked.Gateway = cmp.Or(asked.Gateway, gatewayDocker)
 	return asked
 }

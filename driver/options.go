@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net/netip"
 	"path"
 	"regexp"
 	"slices"
@@ -42,6 +43,7 @@ type Options struct {
 	Fallback string `json:"fallback,omitempty"`
 	NoNAT    bool   `json:"noNAT,omitempty"` // what leaves the cluster keeps its source
 	BGP      bool   `json:"bgp,omitempty"`
+	RouteTo  string `json:"routeTo,omitempty"` // subnets, sorted, joined by commas
 }
 
 // local names and compares the options that need not be equal on all hosts,
@@ -98,7 +100,7 @@ var options = []option{
 	{key: "bum", modes: []string{"vxlan"}, values: []string{"replicate", "none"}, set: func(o *Options, v string) error { o.BUM = v; return nil }},
 	{key: "encrypt", modes: []string{"vxlan", "host-gw", "routed"}, values: []string{"off"}, later: []string{"wireguard"}},
 	{key: "encrypted", modes: []string{"vxlan", "host-gw", "routed"}, values: []string{"off", "false"}, later: []string{"", "on", "true"}},
-	{key: "gateway", modes: []string{"vxlan"}, values: []string{"docker", "none"}, later: []string{"distributed", "host:*"}, set: func(o *Options, v string) error { o.Gateway = v; return nil }},
+	{key: "gateway", modes: []string{"vxlan"}, set: setGateway},
 	{key: "parent", modes: []string{"macvlan", "ipvlan"}, set: func(o *Options, v string) error { o.Parent = v; return checkParent(v) }},
 	{key: "vlan_protocol", modes: []string{"macvlan", "ipvlan"}, values: []string{"802.1q", "802.1ad"}, set: func(o *Options, v string) error { o.VLANProtocol = v; return nil }},
 	{key: "macvlan_mode", modes: []string{"macvlan"}, values: []string{"bridge", "private", "vepa", "passthru", "source"}, set: func(o *Options, v string) error { o.MacvlanMode = v; return nil }},
@@ -108,8 +110,9 @@ var options = []option{
 	{key: "ipvlan_flag", modes: []string{"ipvlan"}, values: []string{"bridge", "private", "vepa"}, set: func(o *Options, v string) error { o.IPvlanFlag = v; return nil }},
 	{key: "host_access", values: []string{"off", "on"}, set: func(o *Options, v string) error { o.HostAccess = v == "on"; return nil }},
 	{key: "fallback", modes: []string{"host-gw"}, values: []string{"vxlan", "ipip", "gre", "none"}, set: func(o *Options, v string) error { o.Fallback = v; return nil }},
-	{key: "nat", modes: []string{"host-gw", "routed"}, values: []string{"on", "off"}, set: func(o *Options, v string) error { o.NoNAT = v == "off"; return nil }},
+	{key: "nat", modes: []string{"vxlan", "host-gw", "routed"}, values: []string{"on", "off"}, set: func(o *Options, v string) error { o.NoNAT = v == "off"; return nil }},
 	{key: "bgp", modes: []string{"routed", "host-gw", "ipvlan"}, values: []string{"off", "on"}, set: func(o *Options, v string) error { o.BGP = v == "on"; return nil }},
+	{key: "route_to", modes: []string{"vxlan", "host-gw", "routed"}, set: setRouteTo},
 	{key: "ipam", values: []string{"isthmus", "foreign"}, set: func(o *Options, v string) error { o.Foreign = v == "foreign"; return nil }},
 	{key: "space", set: func(o *Options, v string) error {
 		if !spaceName.MatchString(v) {
@@ -164,6 +167,14 @@ func ParseOptions(in map[string]string, host string) (Options, error) {
 		return o, fmt.Errorf("option host_access=on is not built yet in this version for mode %s", o.Mode)
 	case o.BGP && o.Mode == "ipvlan" && (o.IPvlanMode == "" || o.IPvlanMode == "l2"):
 		return o, fmt.Errorf("option bgp=on does not work with ipvlan_mode=l2: there the LAN has its containers: use ipvlan_mode=l3 or l3s")
+	case !direct(o.Mode) && !ours(o.Gateway) && (o.NoNAT || o.RouteTo != ""):
+		return o, fmt.Errorf("options nat and route_to are for networks that hosts route for: add -o gateway=distributed")
+	case o.Gateway == gatewayDistributed && o.ARP == "flood":
+		return o, fmt.Errorf("option gateway=distributed does not work with arp=flood, by which all hosts would answer for the gateway: leave arp out")
+	case ours(o.Gateway) && o.Attach == "macvlan":
+		return o, fmt.Errorf("option gateway=%s does not work with attach=macvlan, since the gateway meets containers at a bridge: leave attach out", o.Gateway)
+	case o.Foreign && ours(o.Gateway):
+		return o, fmt.Errorf("option ipam=foreign does not work with gateway=%s, whose address all hosts must agree on: use isthmus as --ipam-driver", o.Gateway)
 	case o.Foreign && direct(o.Mode):
 		return o, fmt.Errorf("option ipam=foreign does not work with mode %s: hosts route the blocks of addresses that isthmus leases to them: use isthmus as --ipam-driver", o.Mode)
 	}
@@ -229,6 +240,30 @@ func setVNI(o *Options, value string) error {
 	}
 	o.VNI = uint32(n)
 	return err
+}
+
+func setGateway(o *Options, value string) error {
+	name, host := strings.CutPrefix(value, gatewayHost)
+	if host && name == "" || !host && value != gatewayDocker && value != "none" && value != gatewayDistributed {
+		return fmt.Errorf("the values are docker, distributed, host:NAME, none")
+	}
+	o.Gateway = value
+	return nil
+}
+
+// setRouteTo takes subnets in any order.
+func setRouteTo(o *Options, value string) error {
+	var list []netip.Prefix
+	for text := range strings.SplitSeq(value, ",") {
+		p, err := netip.ParsePrefix(strings.TrimSpace(text))
+		if err != nil {
+			return fmt.Errorf("need subnets of other networks, joined by commas, and not %q", text)
+		}
+		list = append(list, p.Masked())
+	}
+	slices.SortFunc(list, netip.Prefix.Compare)
+	o.RouteTo = joinPrefixes(slices.Compact(list))
+	return nil
 }
 
 func setSource(o *Options, value string) error {

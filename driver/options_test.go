@@ -5,7 +5,7 @@ import (
 )
 
 func TestParseOptions(t *testing.T) {
-	const keys = "mode, mtu, vni, attach, discovery, group, arp, bum, encrypt, encrypted, gateway, host_access, ipam, space, com.docker.network.driver.mtu"
+	const keys = "mode, mtu, vni, attach, discovery, group, arp, bum, encrypt, encrypted, gateway, host_access, nat, route_to, ipam, space, com.docker.network.driver.mtu"
 	for _, c := range []struct {
 		name string
 		in   map[string]string
@@ -33,8 +33,16 @@ func TestParseOptions(t *testing.T) {
 		{"bgp", map[string]string{"bgp": "on"}, Options{}, "option bgp belongs to mode routed or host-gw or ipvlan, not to vxlan, which takes " + keys},
 		{"discovery=multicast", map[string]string{"discovery": "multicast", "group": "239.1.1.1"}, Options{}, "option discovery=multicast is not built yet in this version"},
 		{"group", map[string]string{"group": "239.1.1.1"}, Options{}, "option group=239.1.1.1 is not built yet in this version"},
-		{"gateway=distributed", map[string]string{"gateway": "distributed"}, Options{}, "option gateway=distributed is not built yet in this version"},
-		{"gateway=host", map[string]string{"gateway": "host:web"}, Options{}, "option gateway=host:web is not built yet in this version"},
+		{"gateway=distributed", map[string]string{"gateway": "distributed", "nat": "off", "route_to": "10.2.0.0/16, fd02::/64,10.1.0.1/16"},
+			Options{Mode: "vxlan", Gateway: "distributed", NoNAT: true, RouteTo: "10.1.0.0/16,10.2.0.0/16,fd02::/64"}, ""},
+		{"gateway=host", map[string]string{"gateway": "host:web"}, Options{Mode: "vxlan", Gateway: "host:web"}, ""},
+		{"gateway of nobody", map[string]string{"gateway": "host:"}, Options{}, "option gateway=host:: the values are docker, distributed, host:NAME, none"},
+		{"gateway and flood", map[string]string{"gateway": "distributed", "arp": "flood"}, Options{}, "option gateway=distributed does not work with arp=flood, by which all hosts would answer for the gateway: leave arp out"},
+		{"gateway and macvlan", map[string]string{"gateway": "host:web", "attach": "macvlan"}, Options{}, "option gateway=host:web does not work with attach=macvlan, since the gateway meets containers at a bridge: leave attach out"},
+		{"gateway and foreign", map[string]string{"gateway": "distributed", "ipam": "foreign"}, Options{}, "option ipam=foreign does not work with gateway=distributed, whose address all hosts must agree on: use isthmus as --ipam-driver"},
+		{"nat without a gateway", map[string]string{"nat": "off"}, Options{}, "options nat and route_to are for networks that hosts route for: add -o gateway=distributed"},
+		{"route_to without a gateway", map[string]string{"route_to": "10.2.0.0/16"}, Options{}, "options nat and route_to are for networks that hosts route for: add -o gateway=distributed"},
+		{"route_to a name", map[string]string{"gateway": "distributed", "route_to": "10.2.0.0/16,web"}, Options{}, "option route_to=10.2.0.0/16,web: need subnets of other networks, joined by commas, and not \"web\""},
 		{"encrypt", map[string]string{"encrypt": "wireguard"}, Options{}, "option encrypt=wireguard is not built yet in this version"},
 		{"encrypted alone", map[string]string{"encrypted": ""}, Options{}, "option encrypted= is not built yet in this version"},
 		{"encrypted=true", map[string]string{"encrypted": "true"}, Options{}, "option encrypted=true is not built yet in this version"},
@@ -42,7 +50,7 @@ func TestParseOptions(t *testing.T) {
 		{"bad attach", map[string]string{"attach": "ipvlan"}, Options{}, "option attach=ipvlan is unknown: the values are auto, macvlan, bridge"},
 		{"bad arp", map[string]string{"arp": "yes"}, Options{}, "option arp=yes is unknown: the values are suppress, flood"},
 		{"bad bum", map[string]string{"bum": ""}, Options{}, "option bum= is unknown: the values are replicate, none"},
-		{"bad gateway", map[string]string{"gateway": "10.0.0.1"}, Options{}, "option gateway=10.0.0.1 is unknown: the values are docker, none"},
+		{"bad gateway", map[string]string{"gateway": "10.0.0.1"}, Options{}, "option gateway=10.0.0.1: the values are docker, distributed, host:NAME, none"},
 		{"bad ipam", map[string]string{"ipam": "dhcp"}, Options{}, "option ipam=dhcp is unknown: the values are isthmus, foreign"},
 		{"bad mtu", map[string]string{"mtu": "big"}, Options{}, "option mtu=big: need a number from 68 to 65535"},
 		{"small mtu", map[string]string{"mtu": "60"}, Options{}, "option mtu=60: need a number from 68 to 65535"},

@@ -18,7 +18,8 @@ type View struct {
 	Host    cluster.HostID
 	VTEP    netip.Addr
 	Port    uint16
-	MTU     int // of this host's underlay link; 0: only Members tell
+	MTU     int  // of this host's underlay link; 0: only Members tell
+	Forward bool // the user wants uplinks to forward
 	Members []cluster.Member
 	Streams []cluster.Stream
 	// Registry is what the cluster agreed, nil for nothing.
@@ -36,6 +37,9 @@ type View struct {
 	Foreign []kernel.Foreign
 	// Imported is what routers lead to, by BGP.
 	Imported []kernel.FIB
+	// Deaf holds hosts that answered probes and do no more; only those that are the
+	// gateway of a network.
+	Deaf map[cluster.HostID]bool
 	// Paths holds the hosts whose path was probed and found narrower than the
 	// links say, with the largest IP packet that passes whole.
 	Paths map[cluster.HostID]int
@@ -100,6 +104,7 @@ type segment struct {
 	Device  string                   // link that leads to the other hosts
 	Speaker string                   // link that the host itself announces from; empty: it does not
 	lost    map[string]bool          // endpoints here that are cut off, by id
+	Router  cluster.HostID           // that is the gateway for all, where one is
 	Gates   []string                 // links on which this host is the containers' router
 	Detours []string                 // tunnels to hosts that are not reached directly
 	Sources map[string][]netip.Addr  // that may send, by gate
@@ -176,7 +181,7 @@ func Plan(in *Intent, v View) Desired {
 				d.Records[holds].IPv6 = a
 			}
 		}
-		if n.direct() {
+		if n.led() {
 			v.conflicts(s, &d)
 		}
 	}

@@ -156,6 +156,8 @@ func render(d Desired) string {
 // for networks that this host routes
 //
 //	network gw pool 10.1.0.0/16 id 1 mode host-gw fallback vxlan vni 4097 gateway 10.1.0.1 host 10.1.0.2 nat off bgp on
+//	network app pool 10.3.0.0/16 id 2 vni 4098 attach bridge router host:host2 gateway 10.3.0.1 host 10.3.0.2 route_to 10.1.0.0/16
+//	deaf host2
 //	published web tcp 0.0.0.0:80 to 10.1.0.3:8080
 //	way host2 via 192.0.2.2 dev eth0 native yes routed yes why REASON
 //	foreign 10.1.9.0/24 via 192.0.2.9 dev eth0
@@ -169,7 +171,7 @@ func render(d Desired) string {
 func parseScenario(t *testing.T, text string) (*Intent, View) {
 	t.Helper()
 	in := &Intent{Networks: map[string]Network{}, Endpoints: map[string]Endpoint{}, Published: map[string]Published{}}
-	v := View{Port: 8475, Paths: map[cluster.HostID]int{}, Ways: map[cluster.HostID]Way{}}
+	v := View{Port: 8475, Paths: map[cluster.HostID]int{}, Ways: map[cluster.HostID]Way{}, Deaf: map[cluster.HostID]bool{}}
 	streams := map[string]*cluster.Stream{}
 	reg := &cluster.Registry{Hosts: map[cluster.HostID]cluster.Host{}, Leases: map[uint64]cluster.Lease{}, Networks: map[uint32]cluster.Network{}}
 	v.Registry = reg
@@ -239,7 +241,7 @@ func parseScenario(t *testing.T, text string) (*Intent, View) {
 			reg.Leases[l.ID] = l
 		case "agreed":
 			id := uint32(value())
-			reg.Networks[id] = cluster.Network{ID: id, Pools: keys, Def: cluster.Definition{Mode: cmp.Or(get("mode"), "vxlan"), VNI: uint32(num("vni")), Submode: get("submode")}}
+			reg.Networks[id] = cluster.Network{ID: id, Pools: keys, Def: cluster.Definition{Mode: cmp.Or(get("mode"), "vxlan"), VNI: uint32(num("vni")), Submode: get("submode"), Gateway: get("router"), RouteTo: get("route_to")}}
 		case "link":
 			dev := kernel.Device{
 				Name: name, Kind: kernel.Kind(cmp.Or(get("kind"), "device")), MTU: num("mtu"), MAC: mac(), Loopback: get("loopback") != "",
@@ -270,6 +272,8 @@ func parseScenario(t *testing.T, text string) (*Intent, View) {
 				w.Via = netip.MustParseAddr(get("via"))
 			}
 			v.Ways[cluster.HostID(name)] = w
+		case "deaf":
+			v.Deaf[cluster.HostID(name)] = true
 		case "foreign":
 			v.Foreign = append(v.Foreign, kernel.Foreign{Dst: netip.MustParsePrefix(name), Via: netip.MustParseAddr(get("via")), Dev: get("dev"), Protocol: "static"})
 		case "published":
@@ -277,9 +281,9 @@ func parseScenario(t *testing.T, text string) (*Intent, View) {
 		case "path":
 			v.Paths[cluster.HostID(name)] = num("fits")
 		case "network":
-			n := Network{ID: name, Cluster: uint32(num("id")), Def: cluster.Definition{Mode: cmp.Or(get("mode"), "vxlan"), VNI: uint32(num("vni")), MTU: num("mtu"), ARP: get("arp"), BUM: get("bum"), Submode: get("submode"), Flag: get("flag"), VLAN: get("vlan"), Fallback: get("fallback")}}
+			n := Network{ID: name, Cluster: uint32(num("id")), Def: cluster.Definition{Mode: cmp.Or(get("mode"), "vxlan"), VNI: uint32(num("vni")), MTU: num("mtu"), ARP: get("arp"), BUM: get("bum"), Submode: get("submode"), Flag: get("flag"), VLAN: get("vlan"), Fallback: get("fallback"), Gateway: get("router"), RouteTo: get("route_to")}}
 			n.Options = Options{
-				Mode: n.Def.Mode, Attach: get("attach"), Parent: get("parent"), VLANProtocol: get("tag"), Source: get("source"),
+				Gateway: n.Def.Gateway, RouteTo: n.Def.RouteTo, Mode: n.Def.Mode, Attach: get("attach"), Parent: get("parent"), VLANProtocol: get("tag"), Source: get("source"),
 				BCQueue: num("bcqueue"), HostAccess: get("access") == "on", Internal: get("internal") != "",
 				NoNAT: get("nat") == "off", BGP: get("bgp") == "on",
 			}

@@ -20,7 +20,7 @@ type Published struct {
 
 // gated reports a network whose containers have a gateway of ours, and so their
 // published ports.
-func (n Network) gated() bool { return direct(n.Def.Mode) && !n.Options.Internal }
+func (n Network) gated() bool { return led(n.Def) && !n.Options.Internal }
 
 // ProgramExternalConnectivity publishes the ports of an endpoint that became the
 // way out of its container. Where the way out is Docker's own bridge, that does.

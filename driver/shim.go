@@ -121,7 +121,7 @@ func checkAccess(n Network, have bool) error {
 // accommodate gives the host its addresses in a network that stands, so that the
 // LAN can be asked whether they are free.
 func (d *Driver) accommodate(ctx context.Context, n Network) (Network, error) {
-	if !n.Options.HostAccess && !direct(n.Def.Mode) || len(n.HostAddrs) > 0 {
+	if !n.Options.HostAccess && !direct(n.Def.Mode) && central(n.Def) == "" || len(n.HostAddrs) > 0 {
 		return n, nil
 	}
 	if err := d.lookAtLinks(ctx, d.pace.sandbox); err != nil { // its VLAN may be a moment old

@@ -123,7 +123,7 @@ func (d *Driver) Networks() []NetworkStatus {
 		n := NetworkStatus{
 			ID: s.Cluster, Docker: s.docker, Pools: s.Pools, Mode: s.Def.Mode, VNI: s.Def.VNI, Device: s.Device,
 			Attach: s.Options.Attach, MTU: s.MTU, ARP: cmp.Or(s.Def.ARP, "suppress"), BUM: cmp.Or(s.Def.BUM, "replicate"),
-			Gateway: cmp.Or(s.Options.Gateway, "docker"), Internal: s.Options.Internal, Foreign: s.Options.Foreign,
+			Gateway: s.gatewayStatus(v), Internal: s.Options.Internal, Foreign: s.Options.Foreign,
 			Local: len(s.Local),
 		}
 		if !s.fenced() {
@@ -137,9 +137,12 @@ func (d *Driver) Networks() []NetworkStatus {
 			}
 			n.Parent, n.VLAN, n.Host = s.Options.Parent, s.Def.VLAN, s.HostAddrs
 		}
+		if s.led() {
+			n.NAT, n.Host = onOff(!s.Options.NoNAT && !s.Options.Internal), s.HostAddrs
+		}
 		if s.direct() {
 			n.Attach, n.ARP, n.BUM, n.Gateway = "veth", "", "", ""
-			n.NAT, n.Fallback, n.Ways, n.Host = onOff(!s.Options.NoNAT && !s.Options.Internal), s.Def.Fallback, s.Ways, s.HostAddrs
+			n.Fallback, n.Ways = s.Def.Fallback, s.Ways
 		}
 		hosts := map[string]bool{v.name(v.Host): true}
 		for _, peer := range s.Peers {

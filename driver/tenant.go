@@ -198,7 +198,9 @@ func (v View) networkOf(t Tenant, networks []held) (n Network, held bool) {
 		for _, agreed := range v.Registry.Networks {
 			if agreed.Def.VNI == vni {
 				attach := map[kernel.Kind]string{kernel.Veth: "bridge"}[t.Kind]
-				return Network{Pools: agreed.Pools, Cluster: agreed.ID, Def: agreed.Def, Options: Options{Mode: agreed.Def.Mode, Attach: cmp.Or(attach, "macvlan")}}, false
+				n := Network{Pools: agreed.Pools, Cluster: agreed.ID, Def: agreed.Def, Options: Options{Mode: agreed.Def.Mode, Attach: cmp.Or(attach, "macvlan")}}
+				n.Gateways = v.gateways(n)
+				return n, false
 			}
 		}
 	}
@@ -223,16 +225,22 @@ func (v View) directOf(t Tenant, networks []held) (n Network, held bool) {
 			agreed := v.Registry.Networks[id]
 			n := Network{Pools: agreed.Pools, Cluster: id, Def: agreed.Def, Options: Options{Mode: agreed.Def.Mode}}
 			if fits(n) {
-				for _, p := range n.Pools {
-					if g := v.Registry.Pools[p].Gateway; g.IsValid() {
-						n.Gateways = append(n.Gateways, g)
-					}
-				}
+				n.Gateways = v.gateways(n)
 				return n, false
 			}
 		}
 	}
 	return Network{}, false
+}
+
+// gateways lists those that the cluster agreed on, of a network that hosts route for.
+func (v View) gateways(n Network) (out []netip.Addr) {
+	for _, p := range n.Pools {
+		if g := v.Registry.Pools[p].Gateway; g.IsValid() && led(n.Def) {
+			out = append(out, g)
+		}
+	}
+	return out
 }
 
 // lanOf does the same for a tenant in a LAN, whose link says nothing of its

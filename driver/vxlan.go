@@ -46,12 +46,15 @@ func planVXLAN(n *segment, v View, d *Desired) {
 	if n.Options.Attach == "bridge" {
 		companion = kernel.Link{Name: bridgeDevice(n.Def.VNI), Kind: kernel.Bridge, MTU: device.MTU}
 		device.Master = companion.Name
-		guards = []kernel.Object{
-			kernel.Guard{Dev: companion.Name, Rule: kernel.DropBridgeInput},
-			kernel.Guard{Dev: companion.Name, Rule: kernel.AcceptForward},
+		guards = []kernel.Object{kernel.Guard{Dev: companion.Name, Rule: kernel.AcceptForward}}
+		if !n.led() {
+			guards = append(guards, kernel.Guard{Dev: companion.Name, Rule: kernel.DropBridgeInput})
 		}
 	}
 	device.MAC, companion.MAC = deriveMAC(v.Host, device.Name), deriveMAC(v.Host, companion.Name)
+	if n.led() {
+		v.planGateway(n, device, &companion, d)
+	}
 	d.State.Put(device, companion)
 	d.State.Put(guards...)
 	d.Devices[device.Name], d.Devices[companion.Name] = n, n
@@ -108,7 +111,7 @@ func attachVXLAN(n held, e Endpoint, mtu int) kernel.Handover {
 			Name: e.link(), Kind: kernel.Macvlan, Standing: kernel.HandedOver,
 			Parent: vxlanDevice(n.Def.VNI), MAC: e.MAC, MTU: mtu,
 		},
-		Sandbox: e.Sandbox, Name: e.Inside, Addrs: e.Addrs(),
+		Sandbox: e.Sandbox, Name: e.Inside, Addrs: e.Addrs(), Routes: n.ledRoutes(e),
 	}
 	if n.Options.Attach == "bridge" {
 		h.Link.Kind, h.Link.Parent, h.Link.Peer = kernel.Veth, "", e.hostEnd()

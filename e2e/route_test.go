@@ -20,7 +20,8 @@ import (
 type routes struct {
 	*site
 	machine *lab.Station
-	boxes   map[string][]*box // by network
+	boxes   map[string][]*box  // by network
+	joined  map[[2]string]bool // networks that reach each other, in both orders
 }
 
 const outside = "10.99.0.200"
@@ -48,7 +49,11 @@ func TestRoutes(t *testing.T) {
 		{"reach", r.reach},
 		{"wire", r.wire},
 		{"world", r.world},
-		{"publish", r.publish},
+		{"publish", func(t *testing.T) {
+			for _, network := range []string{"gw", "rt"} {
+				r.publish(t, r.Host(1), network, "gw2")
+			}
+		}},
 		{"spoof", r.spoof},
 		{"behind-router", r.behindRouter},
 		{"kill-plugin", r.killed},
@@ -74,7 +79,7 @@ func (r *routes) create(t *testing.T, name, args string) {
 }
 
 // reach: all reach all inside a network by TCP, UDP and ICMP, by both families, and
-// none across.
+// none across, but where two are joined.
 func (r *routes) reach(t *testing.T) {
 	each(t, r.Hosts(), func(h *lab.Host) error {
 		for name, boxes := range r.boxes {
@@ -89,7 +94,9 @@ func (r *routes) reach(t *testing.T) {
 			}
 			for other, others := range r.boxes {
 				for _, to := range others {
-					if other != name {
+					if other != name && r.joined[[2]string{name, other}] {
+						script = append(script, "box tcp "+to.ip4+" --size 100000", "box udp "+to.ip4+" --count 5 --size 1300")
+					} else if other != name {
 						script = append(script, "! ping -c 1 -W 1 -q "+to.ip4)
 						break // on one host: each takes a second
 					}
@@ -160,68 +167,65 @@ func (r *routes) world(t *testing.T) {
 }
 
 // publish: ports of a container are ports of its host, for everybody, as long as
-// it runs.
-func (r *routes) publish(t *testing.T) {
-	for _, network := range []string{"gw", "rt"} {
-		h := r.Host(1)
-		web := run(t, h, "web", network, "-p", "8081:80", "-p", "7070:7000/udp", "-p", "127.0.0.1:8082:80", "-p", "9000-9001:80-81")
-		askers := map[string]asked{
-			"another machine":           r.machine.Exec,
-			"another host":              r.Host(2).Exec,
-			"its host":                  h.Exec,
-			"a container elsewhere":     r.boxes[network][1].exec,
-			"a container here":          r.boxes[network][0].exec,
-			"one of another network":    r.boxes["gw2"][0].exec,
-			"one elsewhere of another":  r.boxes["gw2"][1].exec,
-			"its host by its loopback ": h.Exec,
-		}
-		published := func() {
-			t.Helper()
-			var group sync.WaitGroup
-			for who, from := range askers {
-				address := h.IP().String()
-				if strings.HasSuffix(who, " ") {
-					address = "127.0.0.1"
-				}
-				script := fmt.Sprintf("box get http://%[1]s:8081/ && box get http://%[1]s:9000/ && box udp %[1]s --port 7070 --count 3", address)
-				group.Go(func() {
-					err := retry(10*time.Second, 200*time.Millisecond, func() error {
-						out, err := from(t.Context(), "sh", "-c", script)
-						if err == nil && strings.Count(out, "web ") != 2 {
-							err = errors.New("somebody else answered")
-						}
-						if err != nil {
-							return fmt.Errorf("%s asks %s: %w: %s", who, address, err, out)
-						}
-						return nil
-					})
-					if err != nil {
-						t.Error(err)
+// it runs; apart names another network. h is not the last host.
+func (r *routes) publish(t *testing.T, h *lab.Host, network, apart string) {
+	web := run(t, h, "web", network, "-p", "8081:80", "-p", "7070:7000/udp", "-p", "127.0.0.1:8082:80", "-p", "9000-9001:80-81")
+	askers := map[string]asked{
+		"another machine":           r.machine.Exec,
+		"another host":              r.Host(3).Exec,
+		"its host":                  h.Exec,
+		"a container elsewhere":     r.boxes[network][2].exec,
+		"a container here":          r.boxes[network][h.Index-1].exec,
+		"one of another network":    r.boxes[apart][h.Index-1].exec,
+		"one elsewhere of another":  r.boxes[apart][2].exec,
+		"its host by its loopback ": h.Exec,
+	}
+	published := func() {
+		t.Helper()
+		var group sync.WaitGroup
+		for who, from := range askers {
+			address := h.IP().String()
+			if strings.HasSuffix(who, " ") {
+				address = "127.0.0.1"
+			}
+			script := fmt.Sprintf("box get http://%[1]s:8081/ && box get http://%[1]s:9000/ && box udp %[1]s --port 7070 --count 3", address)
+			group.Go(func() {
+				err := retry(10*time.Second, 200*time.Millisecond, func() error {
+					out, err := from(t.Context(), "sh", "-c", script)
+					if err == nil && strings.Count(out, "web ") != 2 {
+						err = errors.New("somebody else answered")
 					}
+					if err != nil {
+						return fmt.Errorf("%s asks %s: %w: %s", who, address, err, out)
+					}
+					return nil
 				})
-			}
-			group.Wait()
-			if out, err := h.Exec(t.Context(), "box", "get", "http://127.0.0.1:8082/"); err != nil || !strings.HasPrefix(out, "web ") {
-				t.Errorf("port of the loopback address: %q %v", out, err)
-			}
-			if out, err := r.machine.Exec(t.Context(), "box", "get", "http://"+h.IP().String()+":8082/"); err == nil {
-				t.Errorf("port of the loopback address answers others: %q", out)
-			}
+				if err != nil {
+					t.Error(err)
+				}
+			})
 		}
-		published()
-		out, err := h.Docker(t.Context(), "run", "--rm", "--name", "second", "--network", network, "-p", "8081:80", lab.Image, "true")
-		if err == nil || !strings.Contains(err.Error()+out, "8081 is taken") {
-			t.Errorf("a port that is taken: %v %s", err, out)
+		group.Wait()
+		if out, err := h.Exec(t.Context(), "box", "get", "http://127.0.0.1:8082/"); err != nil || !strings.HasPrefix(out, "web ") {
+			t.Errorf("port of the loopback address: %q %v", out, err)
 		}
-		docker(t, h, "rm", "-f", "second")
-		docker(t, h, "restart", "-t", "1", "web")
-		published()
-		kill(t, h)
-		published()
-		removeBoxes(t, web)
-		if out, err := h.Exec(t.Context(), "nft", "list", "table", "inet", "isthmus"); err != nil || strings.Contains(out, "8081") {
-			t.Errorf("something of the port is left: %v %s", err, out)
+		if out, err := r.machine.Exec(t.Context(), "box", "get", "http://"+h.IP().String()+":8082/"); err == nil {
+			t.Errorf("port of the loopback address answers others: %q", out)
 		}
+	}
+	published()
+	out, err := h.Docker(t.Context(), "run", "--rm", "--name", "second", "--network", network, "-p", "8081:80", lab.Image, "true")
+	if err == nil || !strings.Contains(err.Error()+out, "8081 is taken") {
+		t.Errorf("a port that is taken: %v %s", err, out)
+	}
+	docker(t, h, "rm", "-f", "second")
+	docker(t, h, "restart", "-t", "1", "web")
+	published()
+	kill(t, h)
+	published()
+	removeBoxes(t, web)
+	if out, err := h.Exec(t.Context(), "nft", "list", "table", "inet", "isthmus"); err != nil || strings.Contains(out, "8081") {
+		t.Errorf("something of the port is left: %v %s", err, out)
 	}
 }
 

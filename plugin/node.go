@@ -216,6 +216,7 @@ func openNode(cfg Config, to doors, u kernel.Underlay, log logrus.FieldLogger) (
 		MTU:       u.MTU,
 		Port:      cfg.VXLANPort,
 		BGP:       len(cfg.BGP.Peers) > 0,
+		Forward:   cfg.Forward,
 		Log:       part("driver"),
 	})
 	if err != nil {

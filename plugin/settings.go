@@ -35,6 +35,7 @@ type Settings struct {
 	LogLevel   string `env:"LOG_LEVEL" default:"info" placeholder:"LEVEL" help:"trace, debug, info, warn or error (${default})."`
 	LogFormat  string `env:"LOG_FORMAT" default:"text" placeholder:"text|json" help:"text or json (${default})."`
 
+	Forward            string `env:"FORWARD" default:"off" placeholder:"off|on" help:"on: have the links by which the world is reached forward what they receive, where containers need it, and see to the sysctls (${default})."`
 	BGPPeers           string `env:"BGP_PEERS" placeholder:"ROUTER as=N,..." help:"Routers that are told of the blocks of this host, each an address (or an interface) with as=N, and port=N, source=ADDRESS, multihop=N where needed. Empty: no BGP."`
 	BGPAS              string `env:"BGP_AS" placeholder:"NUMBER" help:"Autonomous system of this host."`
 	BGPRouterID        string `env:"BGP_ROUTER_ID" placeholder:"ADDRESS" help:"BGP identifier, an IPv4 address. Empty: the underlay address."`
@@ -92,6 +93,7 @@ type Config struct {
 	DockerSocket string
 	Socket       string
 	State        string
+	Forward      bool
 	BGP          bgp.Config // without peers: none
 	Warnings     []string   // what works but should be changed; for status
 }
@@ -150,6 +152,8 @@ func (s Settings) Check() (Config, error) {
 	}
 	check(oneOf("STRICT_BOOT", s.StrictBoot, "off", "on"))
 	c.StrictBoot = s.StrictBoot == "on"
+	check(oneOf("FORWARD", s.Forward, "off", "on"))
+	c.Forward = s.Forward == "on"
 	check(oneOf("SCOPE", s.Scope, "local", "global"))
 	if s.Scope == "global" {
 		check(notBuilt("SCOPE=global", "leave it local"))

@@ -148,7 +148,7 @@ func (k *Linux) setGateway(action Action, g Gateway) error {
 	return nil
 }
 
-// lacksHairpin lists the ports of gateways that need to be in hairpin mode and are
+// lacksHairpin lists the ports of gateways, with a container at the other end, that need to be in hairpin mode and are
 // not, by gateway.
 func (k *Linux) lacksHairpin(gateways []Gateway) (map[string][]int, error) {
 	filtered := false
@@ -161,8 +161,15 @@ func (k *Linux) lacksHairpin(gateways []Gateway) (map[string][]int, error) {
 	}
 	out := map[string][]int{}
 	for _, g := range gateways {
-		if l, err := k.h.LinkByName(g.Dev); err == nil {
-			out[g.Dev] = ports[l.Attrs().Index]
+		l, err := k.h.LinkByName(g.Dev)
+		if err != nil {
+			continue
+		}
+		for _, index := range ports[l.Attrs().Index] {
+			// Not a tunnel: two hosts would return each other's frames for ever.
+			if port, err := k.h.LinkByIndex(index); err == nil && port.Type() == string(Veth) {
+				out[g.Dev] = append(out[g.Dev], index)
+			}
 		}
 	}
 	return out, nil

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"strconv"
+	"strings"
 )
 
 // This file is what the firewall holds of networks that this host routes for:
@@ -58,6 +60,9 @@ type Pool struct {
 	// Internal drops all that is routed between it and others, published ports
 	// included; not what Passage allows.
 	Internal bool
+	// Return gives what comes to its published ports the address of this host: its
+	// containers may answer by another one.
+	Return bool
 }
 
 // Passage lets two networks reach each other. A is below B, and both have a Pool.
@@ -91,7 +96,7 @@ func (s Source) String() string { return fmt.Sprintf("source %s dev %s", s.IP, s
 
 // String is also the comment by which a dump finds p.
 func (p Pool) String() string {
-	return fmt.Sprintf("pool %s network %d", p.Prefix, p.Network) + word(p.NAT, " nat") + word(p.Internal, " internal")
+	return fmt.Sprintf("pool %s network %d", p.Prefix, p.Network) + word(p.NAT, " nat") + word(p.Internal, " internal") + word(p.Return, " return")
 }
 
 // String is also the comment by which a dump finds p.
@@ -108,15 +113,17 @@ func word(is bool, text string) string {
 // parsePool and parsePassage are the reverse of String.
 func parsePool(text string) (Pool, bool) {
 	var p Pool
-	var prefix, first, second string
-	n, _ := fmt.Sscanf(text, "pool %s network %d %s %s", &prefix, &p.Network, &first, &second)
-	if n < 2 {
+	words := strings.Fields(text)
+	if len(words) < 4 || words[0] != "pool" {
 		return p, false
 	}
-	var err error
-	p.Prefix, err = netip.ParsePrefix(prefix)
-	p.NAT, p.Internal = first == "nat", first == "internal" || second == "internal"
-	return p, err == nil && p.String() == text
+	prefix, err := netip.ParsePrefix(words[1])
+	number, failed := strconv.ParseUint(words[3], 10, 32)
+	p = Pool{Prefix: prefix, Network: uint32(number)}
+	for _, w := range words[4:] {
+		p.NAT, p.Internal, p.Return = p.NAT || w == "nat", p.Internal || w == "internal", p.Return || w == "return"
+	}
+	return p, err == nil && failed == nil && p.String() == text
 }
 
 func parsePassage(text string) (Passage, bool) {

@@ -279,12 +279,15 @@ func TestLinuxPublish(t *testing.T) {
 }
 
 func testPublish(t *testing.T, s *site) {
+	// A tunnel returns nothing to where it came from: two hosts would do so for ever.
+	s.want.Put(kernel.Link{Name: "is-v1", Kind: kernel.VXLAN, VNI: 1, Local: addr("192.0.2.1"), Port: 8475, MAC: mac(0x71), MTU: 1500, Master: "is-b1"}, kernel.Guard{Rule: kernel.DropStrangers, Tunnel: netip.MustParseAddrPort("192.0.2.1:8475")})
 	s.one.whoami("one", 80)
 	s.mate.whoami("mate", 80)
 	s.want.Put(publish("tcp", "0.0.0.0:8080", "10.1.0.2:80"), publish("udp", "0.0.0.0:8080", "10.1.0.2:80"),
 		publish("tcp", "[::]:8080", "[fd01::2]:80"), publish("udp", "[::]:8080", "[fd01::2]:80"),
 		publish("tcp", "192.0.2.1:8081", "10.1.0.3:80"), publish("tcp", "127.0.0.1:8082", "10.1.0.2:80"), publish("tcp", "[2001:db8::1]:8081", "[fd01::3]:80"))
 	apply(t, s.k, s.want)
+	contains(t, s.sh("bridge -d link show dev is-v1"), "hairpin off")
 	for _, network := range []string{"tcp", "udp"} {
 		s.world.gets(network, "192.0.2.1:8080", "one 192.0.2.2")       // another machine
 		s.world.gets(network, "[2001:db8::1]:8080", "one 2001:db8::2") // by IPv6

@@ -119,7 +119,9 @@ func (s routing) egress() (out []rule) {
 	}
 	for _, p := range s.pools {
 		f := familyOf(p.Prefix)
-		if len(s.publishes) > 0 && !p.Internal {
+		if len(s.publishes) > 0 && p.Return && !p.Internal {
+			out = append(out, is(f.daddr(p.Prefix, true), dnatted(), jump("translate")))
+		} else if len(s.publishes) > 0 && !p.Internal {
 			// By its host's address to a neighbour, who would answer directly.
 			out = append(out, is(f.saddr(p.Prefix, true), f.daddr(p.Prefix, true), dnatted(), jump("translate")))
 		}

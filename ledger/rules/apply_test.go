@@ -245,7 +245,7 @@ func TestNetworks(t *testing.T) {
 	}
 	l.refused("a", network(cluster.Definition{}, "10.9.0.0/16"), cluster.UnknownPool)
 	n := l.must("a", network(cluster.Definition{MTU: 1400}, "fd01::/64", "10.1.0.0/16")).Network
-	want := cluster.Definition{Mode: "vxlan", VNI: 4096, MTU: 1400, ARP: "suppress", BUM: "replicate", Encrypt: "off", Underlay: "ipv4"}
+	want := cluster.Definition{Mode: "vxlan", VNI: 4096, MTU: 1400, ARP: "suppress", BUM: "replicate", Encrypt: "off", Underlay: "ipv4", Gateway: "docker"}
 	if n.Def != want || n.ID != 1 || n.Creator != id("a") {
 		t.Errorf("network %+v", n)
 	}

@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -87,6 +88,7 @@ func (d *draft) define(host cluster.HostID, n cluster.Network, def cluster.Defin
 		fill(&def.Underlay, "ipv4")
 		fill(&def.ARP, "suppress")
 		fill(&def.BUM, "replicate")
+		fill(&def.Gateway, "docker")
 	} else {
 		def.Underlay = "" // no family is its own
 	}
@@ -148,6 +150,8 @@ func (d *draft) contradicts(host cluster.HostID, n cluster.Network, ask cluster.
 	check("bum", ask.BUM, n.Def.BUM)
 	check("encrypt", ask.Encrypt, n.Def.Encrypt)
 	check("fallback", ask.Fallback, n.Def.Fallback)
+	check("gateway", ask.Gateway, cmp.Or(n.Def.Gateway, "docker"))
+	check("route_to", ask.RouteTo, cmp.Or(n.Def.RouteTo, "nothing"))
 	if ask.Mode == n.Def.Mode { // else they mean nothing
 		check(ask.Mode+"_mode", ask.Submode, n.Def.Submode)
 		check("ipvlan_flag", ask.Flag, n.Def.Flag)

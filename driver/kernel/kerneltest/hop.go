@@ -42,18 +42,26 @@ func (f *Fake) Hop(ctx context.Context, to netip.Addr) (kernel.Hop, error) {
 	if h, ok := f.hops[to]; ok {
 		return h, nil
 	}
-	for name, d := range f.devices {
-		for _, p := range d.Addrs {
-			if d.Up && p.Contains(to) && p.Addr() != to {
-				return kernel.Hop{Dev: name, Src: p.Addr()}, nil
-			}
-		}
+	if dev, src := f.neighbour(to); dev != "" {
+		return kernel.Hop{Dev: dev, Src: src}, nil
 	}
 	return kernel.Hop{}, fmt.Errorf("find the way to %s: network is unreachable", to)
 }
 
+// neighbour finds the link in whose subnet an address lies.
+func (f *Fake) neighbour(to netip.Addr) (dev string, src netip.Addr) {
+	for name, d := range f.devices {
+		for _, p := range d.Addrs {
+			if d.Up && p.Contains(to) && p.Addr() != to {
+				return name, p.Addr()
+			}
+		}
+	}
+	return "", netip.Addr{}
+}
+
 // Echo implements kernel.Kernel: whoever is not deaf answers, if there is a route
-// to him alone and the source is this host's.
+// to him alone and the source is this host's, or if he is in the subnet of the source.
 func (f *Fake) Echo(ctx context.Context, probes []kernel.Probe) ([]bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -63,7 +71,8 @@ func (f *Fake) Echo(ctx context.Context, probes []kernel.Probe) ([]bool, error) 
 	out := make([]bool, len(probes))
 	for i, p := range probes {
 		_, routed := f.state[kernel.FIB{Dst: netip.PrefixFrom(p.Dst, p.Dst.BitLen())}.Key()]
-		out[i] = routed && f.local(p.Src) && !f.deaf[p.Dst]
+		_, src := f.neighbour(p.Dst)
+		out[i] = (routed && f.local(p.Src) || src == p.Src) && !f.deaf[p.Dst]
 	}
 	return out, nil
 }
