@@ -482,3 +482,29 @@ func TestLinuxRoutingReadsBack(t *testing.T) {
 		t.Errorf("was\n%s\nis\n%s", theirs, left)
 	}
 }
+
+// A container is not told that another one is its neighbour, which may be on another
+// host soon.
+func TestLinuxNoRedirects(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	k := s.open()
+	want := stateOf(kernel.Link{Name: "is-b1", Kind: kernel.Bridge, MTU: 1500}, kernel.Gateway{Dev: "is-b1"}, kernel.Addr{Dev: "is-b1", Prefix: prefix("10.1.0.1/32")},
+		kernel.FIB{Dst: prefix("10.1.0.2/32"), Dev: "is-b1"}, kernel.FIB{Dst: prefix("10.1.0.3/32"), Dev: "is-b1"}, kernel.Guard{Rule: kernel.AcceptRouted})
+	apply(t, k, want)
+	boxes := map[string]*space{"10.1.0.2": newSpace(t), "10.1.0.3": newSpace(t)}
+	for ip, box := range boxes {
+		end := "v" + ip[len(ip)-1:]
+		s.sh("ip link add %s type veth peer name eth0 netns %s; ip link set %s master is-b1 up", end, box.path(), end)
+		box.sh("ip link set eth0 up; ip addr add %s/32 dev eth0; ip route add 10.1.0.1 dev eth0; ip route add default via 10.1.0.1", ip)
+	}
+	apply(t, k, want)
+	one := boxes["10.1.0.2"]
+	await(t, "an answer", func() error { _, err := one.try("ping -c 1 -W 1 10.1.0.3"); return err })
+	if out := s.sh("nft list chain inet isthmus leave"); !strings.Contains(out, "icmp type redirect counter packets") || strings.Contains(out, "icmp type redirect counter packets 0 ") {
+		t.Errorf("the kernel told it nothing, which shows nothing:\n%s", out)
+	}
+	if out := one.sh("ip route get 10.1.0.3"); !strings.Contains(out, "via 10.1.0.1") {
+		t.Errorf("led directly: %s", out)
+	}
+}

@@ -56,11 +56,15 @@ func (s routing) route() []rule {
 	return out
 }
 
+// leave also keeps the host from telling a container that another one is its
+// neighbour: that one may be on another host soon, and the container would ask for it
+// in vain for minutes. (send_redirects of a link counts for nothing where that of
+// "all" is on.)
 func (s routing) leave() []rule {
 	if len(s.gateways) == 0 {
 		return nil
 	}
-	return []rule{is(clearMark())}
+	return []rule{is(clearMark()), is(oifname("gateways"), redirects(families[0], 1, 5, "icmp type redirect"), drop()), is(oifname("gateways"), redirects(families[1], 58, 137, "icmpv6 type nd-redirect"), drop())}
 }
 
 func (s routing) published() (out []rule) {

@@ -175,6 +175,12 @@ func jump(chain string) statement {
 
 func native32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
+// redirects asks for a message of ICMP, by its protocol and type.
+func redirects(f ipFamily, protocol, kind byte, text string) statement {
+	return statement{text, append(f.ofFamily(), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equals(protocol),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Len: 1}, equals(kind))}
+}
+
 // multicast asks for frames to more than one: they are bridged, not routed.
 func multicast() statement {
 	return statement{"meta pkttype != host", []expr.Any{&expr.Meta{Key: expr.MetaKeyPKTTYPE, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{unix.PACKET_HOST}}}}
