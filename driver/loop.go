@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -233,6 +234,9 @@ func (l *loop) pass(ctx context.Context) result {
 	r.problems = d.resolve(ctx)
 	settled := d.cfg.Heard.Settled() // before the view: by what it lacks after, nothing is known to be gone
 	want := Plan(d.store.intent(), d.world())
+	d.mu.Lock()
+	want.blind = !d.looked
+	d.mu.Unlock()
 	d.cfg.Kernel.Heed(want.Heed...)
 	for dev, s := range want.Devices {
 		l.devices[dev] = s.Cluster
@@ -359,8 +363,8 @@ func leaves(err error) []error {
 }
 
 // stale tells the entries that are wrong whatever other hosts say: those for
-// addresses of this host's own endpoints, and those that lead to hosts that are
-// not admitted.
+// addresses of this host's own endpoints, those that lead to hosts that are not
+// admitted, and routes of networks that this host has no more.
 func (d *Desired) stale(have kernel.State) func(kernel.Object) bool {
 	refused := map[kernel.Key]bool{} // addresses that lead there
 	for _, o := range have {
@@ -378,10 +382,18 @@ func (d *Desired) stale(have kernel.State) func(kernel.Object) bool {
 		case kernel.Guard:
 			return d.Refused[o.Peer]
 		case kernel.FIB:
-			return d.Refused[o.Via]
+			return d.Refused[o.Via] || !d.blind && !d.routes(o.Dst)
 		}
 		return false
 	}
+}
+
+// routes reports whether a destination may be one that a network of this host, or a
+// router that such a network listens to, has a route to.
+func (d *Desired) routes(dst netip.Prefix) bool {
+	return slices.ContainsFunc(d.Segments, func(s *segment) bool {
+		return s.Options.BGP || slices.ContainsFunc(s.prefixes(), dst.Overlaps)
+	})
 }
 
 func earlier(a, b time.Time) time.Time {

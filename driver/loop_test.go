@@ -461,3 +461,21 @@ func TestCallsAreBounded(t *testing.T) {
 	h.loop.unlock()
 	h.await("nothing is left", func() bool { return h.kernel.String() == "" && !h.ledger.holds() })
 }
+
+// TestRoutesOfRemovedNetworks: routes to other hosts stay as long as nothing is known
+// of these, but not those of a network that was removed here.
+func TestRoutesOfRemovedNetworks(t *testing.T) {
+	h := startHost(t)
+	h.kernel.SetDevice(nic("eth0", func(d *kernel.Device) { d.Addrs = prefixes("192.0.2.1/24") }))
+	h.ok(h.create("rt", []string{"10.1.0.0/16"}, "mode=routed"))
+	h.ok(h.create("rt2", []string{"10.2.0.0/16"}, "mode=routed"))
+	h.heard.change(func() { h.heard.settled = false })
+	for _, block := range prefixes("10.1.0.8/29", "10.2.0.8/29") {
+		h.kernel.Put(kernel.FIB{Dst: block, Via: netip.MustParseAddr("192.0.2.2"), Dev: "eth0"})
+	}
+	h.ok(h.Sync(context.Background(), 0))
+	h.contains("fib 10.1.0.8/29 via 192.0.2.2")
+	h.ok(h.delete("rt"))
+	h.awaitNot("fib 10.1.0.8/29")
+	h.contains("fib 10.2.0.8/29 via 192.0.2.2")
+}

@@ -62,6 +62,7 @@ type Desired struct {
 	Left map[string]bool
 	// Refused holds the VTEPs of hosts that are not admitted.
 	Refused map[netip.Addr]bool
+	blind   bool                // nobody looked into the sandboxes yet: there may be other networks
 	ends    map[string]handover // all endpoints here, joined or not, by id
 }
 
