@@ -45,7 +45,7 @@ func main() {
 	// costs and not how fast one process copies.
 	flag.IntVar(&o.streams, "streams", 4, "connections at once, where there are several")
 	flag.DurationVar(&o.length, "for", 3*time.Second, "length of each measurement")
-	flag.StringVar(&o.paths, "paths", "vxlan,macvlan,ipvlan", "what to take paths of; what the kernel lacks is left out")
+	flag.StringVar(&o.paths, "paths", "vxlan,macvlan,ipvlan", "what to take paths of (vxlan: and host-gw and routed); what the kernel lacks is left out")
 	flag.StringVar(&o.plugin, "plugin", "build/plugin", "directory of the managed plugin")
 	release := flag.String("machine", "", "Debian release whose kernel to measure on, such as bookworm, in an emulated machine")
 	flag.Parse()

@@ -10,8 +10,8 @@ import (
 	"github.com/isthmus-net/isthmus/e2e/lab"
 )
 
-// tunnel measures isthmus in both attach kinds beside Docker's Swarm overlay, and
-// how soon another host knows of a container.
+// tunnel measures isthmus in both attach kinds, and without a tunnel, beside Docker's
+// Swarm overlay, and how soon another host knows of a container.
 func tunnel(ctx context.Context, o options) (err error) {
 	l, err := lab.Up(ctx, lab.Config{Hosts: 2, Progress: progress})
 	if err != nil {
@@ -41,7 +41,7 @@ func tunnel(ctx context.Context, o options) (err error) {
 	return starts(ctx, l, o.rounds)
 }
 
-// tunnelPaths makes the four paths, with containers at both ends of three of them.
+// tunnelPaths makes the paths, with containers at both ends of all but the first.
 func tunnelPaths(ctx context.Context, l *lab.Lab, plugin string) ([]*path, error) {
 	ref, err := l.PushPlugin(ctx, plugin)
 	if err != nil {
@@ -57,9 +57,10 @@ func tunnelPaths(ctx context.Context, l *lab.Lab, plugin string) ([]*path, error
 		}
 	}
 	for _, h := range l.Hosts() {
-		for i, attach := range []string{"macvlan", "bridge"} {
+		for i, option := range []string{"attach=macvlan", "attach=bridge", "mode=host-gw", "mode=routed"} {
+			_, name, _ := strings.Cut(option, "=")
 			if _, err := h.Docker(ctx, "network", "create", "-d", driver, "--ipam-driver", driver, "--scope", "local",
-				"--subnet", fmt.Sprintf("10.%d.0.0/24", 61+i), "-o", "attach="+attach, "by-"+attach); err != nil {
+				"--subnet", fmt.Sprintf("10.%d.0.0/24", 61+i), "-o", option, "by-"+name); err != nil {
 				return nil, err
 			}
 		}
@@ -73,6 +74,8 @@ func tunnelPaths(ctx context.Context, l *lab.Lab, plugin string) ([]*path, error
 		{"Docker's Swarm overlay", "overlay"},
 		{"isthmus vxlan, macvlan", "by-macvlan"},
 		{"isthmus vxlan, bridge", "by-bridge"},
+		{"isthmus host-gw", "by-host-gw"},
+		{"isthmus routed", "by-routed"},
 	} {
 		made, err := containerPath(ctx, l, p.name, p.network)
 		if err != nil {
