@@ -40,12 +40,7 @@ func TestGateways(t *testing.T) {
 			r.publish(t, r.Host(2), "one", "every") // its gateway is elsewhere
 		}},
 		{"fail-over", r.failOver},
-		{"remove", func(t *testing.T) {
-			for name, boxes := range r.boxes {
-				removeBoxes(t, boxes...)
-				r.removeNetwork(t, name)
-			}
-		}},
+		{"remove", r.remove},
 		{"nothing-left", func(t *testing.T) {
 			serve.Process.Kill()
 			serve.Wait()

@@ -3,9 +3,12 @@
 package e2e
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -26,9 +29,9 @@ type routes struct {
 
 const outside = "10.99.0.200"
 
-// TestRoutes runs what three hosts must do without tunnels, on one lab.
+// TestRoutes runs what hosts must do without tunnels, on one lab.
 func TestRoutes(t *testing.T) {
-	r := &routes{site: newSite(t, lab.Config{Hosts: 3}), boxes: map[string][]*box{}}
+	r := &routes{site: newSite(t, lab.Config{Hosts: atLength(3, 5)}), boxes: map[string][]*box{}}
 	each(t, r.Hosts(), func(h *lab.Host) error { // IPv6 is not forwarded by itself, and status says how it is
 		_, err := h.Exec(t.Context(), "sh", "-c", "f=/proc/sys/net/ipv6/conf; echo 1 >$f/eth0/force_forwarding || echo 1 >$f/all/forwarding")
 		return err
@@ -38,10 +41,7 @@ func TestRoutes(t *testing.T) {
 	if r.machine, err = r.Station(t.Context(), "machine", netip.MustParsePrefix(outside+"/24")); err != nil {
 		t.Fatal(err)
 	}
-	r.create(t, "gw", "--subnet 10.60.0.0/16 -o mode=host-gw --ipv6 --subnet fd60::/64")
-	r.create(t, "gw2", "--subnet 10.61.0.0/24 -o mode=host-gw -o nat=off")
-	r.create(t, "rt", "--subnet 10.62.0.0/16 -o mode=routed")
-	r.create(t, "rt2", "--subnet 10.63.0.0/24 -o mode=routed --internal")
+	r.networks(t)
 	for _, part := range []struct {
 		name string
 		do   func(*testing.T)
@@ -64,13 +64,26 @@ func TestRoutes(t *testing.T) {
 			}
 			nothingLeft(t, r.site, before)
 		}},
+		// What these do to a host itself stays.
+		{"again", r.networks},
 		{"mend", r.mend},
+		{"readdress", r.readdressed},
+		{"upgrade", r.upgraded},
 		{"restart-engine", r.engineRestarted},
+		{"remove-again", r.remove},
 	} {
 		if !t.Run(part.name, part.do) {
 			return
 		}
 	}
+}
+
+// networks makes two of each mode.
+func (r *routes) networks(t *testing.T) {
+	r.create(t, "gw", "--subnet 10.60.0.0/16 -o mode=host-gw --ipv6 --subnet fd60::/64")
+	r.create(t, "gw2", "--subnet 10.61.0.0/24 -o mode=host-gw -o nat=off")
+	r.create(t, "rt", "--subnet 10.62.0.0/16 -o mode=routed")
+	r.create(t, "rt2", "--subnet 10.63.0.0/24 -o mode=routed --internal")
 }
 
 func (r *routes) create(t *testing.T, name, args string) {
@@ -209,6 +222,13 @@ func (r *routes) publish(t *testing.T, h *lab.Host, network, apart string) {
 		if out, err := h.Exec(t.Context(), "box", "get", "http://127.0.0.1:8082/"); err != nil || !strings.HasPrefix(out, "web ") {
 			t.Errorf("port of the loopback address: %q %v", out, err)
 		}
+		if r.boxes[network][0].ip6 != "" { // of the networks that have IPv6, and from who has
+			for who, from := range map[string]asked{"another host": r.Host(3).Exec, "its host": h.Exec, "a container elsewhere": r.boxes[network][2].exec} {
+				if out, err := from(t.Context(), "box", "get", "http://["+h.IP6().String()+"]:8081/"); err != nil || !strings.HasPrefix(out, "web ") {
+					t.Errorf("%s asks %s: %q %v", who, h.IP6(), out, err)
+				}
+			}
+		}
 		if out, err := r.machine.Exec(t.Context(), "box", "get", "http://"+h.IP().String()+":8082/"); err == nil {
 			t.Errorf("port of the loopback address answers others: %q", out)
 		}
@@ -301,8 +321,6 @@ func (r *routes) behindRouter(t *testing.T) {
 
 // mend: what others delete returns, within 15 s.
 func (r *routes) mend(t *testing.T) {
-	r.create(t, "gw", "--subnet 10.64.0.0/16 -o mode=host-gw")
-	r.create(t, "rt", "--subnet 10.65.0.0/16 -o mode=routed")
 	h, b, to := r.Host(1), r.boxes["gw"][0], r.boxes["gw"][1]
 	for _, fault := range []string{
 		"ip route flush proto 105",
@@ -324,6 +342,57 @@ func (r *routes) mend(t *testing.T) {
 		})
 		t.Logf("%s: %s", fault, took)
 	}
+	r.reach(t)
+}
+
+// readdressed: a host gets another address from its DHCP server, and its old one back.
+func (r *routes) readdressed(t *testing.T) {
+	h := r.Host(2)
+	for _, address := range []string{"10.99.0.52", h.IP().String()} {
+		if out, err := h.Exec(t.Context(), "sh", "-ec", "ip -4 address flush dev eth0; ip address add "+address+"/24 dev eth0; ip route add default via 10.99.0.254"); err != nil {
+			t.Fatal(err, out)
+		}
+		took := eventually(t, 30*time.Second, func() error {
+			for _, boxes := range r.boxes {
+				for _, pair := range [][2]*box{{boxes[0], boxes[1]}, {boxes[1], boxes[2]}} {
+					if out, err := pair[0].exec(t.Context(), "ping", "-c", "1", "-W", "1", pair[1].ip4); err != nil {
+						return fmt.Errorf("from %s to %s: %w %s", pair[0].name, pair[1].name, err, out)
+					}
+				}
+			}
+			return nil
+		})
+		t.Logf("reached by %s after %s", address, took)
+		if address != h.IP().String() {
+			r.reach(t)
+		}
+	}
+}
+
+// upgraded: the kernel forwards on while another plugin takes over.
+func (r *routes) upgraded(t *testing.T) {
+	from, to := r.boxes["rt"][0], r.boxes["rt"][1]
+	dir := t.TempDir() // the same but for a name, or the engine says that it has it
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(os.CopyFS(dir, os.DirFS(pluginDir(t))))
+	config, err := os.ReadFile(filepath.Join(dir, "config.json"))
+	must(err)
+	must(os.WriteFile(filepath.Join(dir, "config.json"), bytes.Replace(config, []byte(`"description": "`), []byte(`"description": "Next: `), 1), 0o644))
+	must(os.WriteFile(filepath.Join(dir, "rootfs", "next"), []byte("next"), 0o644))
+	next, err := r.PushPluginAs(t.Context(), dir, "next")
+	must(err)
+	stream := from.begin(t, "box", "stream", "--over", "udp", "--for", "20s", "--interval", "5ms", to.ip4)
+	docker(t, from.host, "plugin", "disable", "-f", driverName)
+	docker(t, from.host, "plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", driverName, next)
+	docker(t, from.host, "plugin", "set", driverName, "key.source=/etc/isthmus.key") // which engines forget
+	docker(t, from.host, "plugin", "enable", driverName)
+	stream.lossless(t, 1000, 60*time.Second)
+	r.reach(t)
 }
 
 // killed: the kernel forwards on without the plugin.
@@ -350,7 +419,6 @@ func (r *routes) engineRestarted(t *testing.T) {
 		}
 	}
 	r.reach(t)
-	r.remove(t)
 }
 
 // remove: and nothing of them stays.
@@ -360,4 +428,13 @@ func (r *routes) remove(t *testing.T) {
 		r.removeNetwork(t, name)
 		delete(r.boxes, name)
 	}
+	each(t, r.Hosts(), func(h *lab.Host) error {
+		return retry(20*time.Second, 200*time.Millisecond, func() error {
+			out, err := h.Exec(t.Context(), "sh", "-c", "ip route show proto 105; ip -6 route show proto 105")
+			if err == nil && out != "" {
+				err = fmt.Errorf("routes are left: %s", out)
+			}
+			return err
+		})
+	})
 }
