@@ -1,5 +1,5 @@
 # A menu: every target is one line that calls a script.
-.PHONY: help build plugin install lint test test-unit test-race test-kernel test-e2e test-machine test-engines test-kernels soak nightly bench demo demo-down lab clean
+.PHONY: help build plugin install lint test test-unit test-race test-kernel test-e2e test-stock test-machine test-engines test-kernels soak nightly bench demo demo-down lab clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -16,7 +16,7 @@ install: ## what lab, demo and tests need from Debian
 lint: ## formatting, vet, staticcheck, the import rule
 	@scripts/lint
 
-test: ## unit, race, kernel, e2e
+test: ## race, unit, kernel, e2e, stock
 	@scripts/test
 
 test-unit: ## the tests that need nothing but Go
@@ -31,7 +31,10 @@ test-kernel: ## the kernel door, in network namespaces of its own; needs root
 test-e2e: ## real engines on several hosts made on this machine; needs root
 	@scripts/test e2e
 
-test-machine: ## ipvlan, VLANs and the rest on a stock Debian kernel, in an emulated machine; needs root
+test-stock: ## each mode once on a stock Debian kernel, in an emulated machine; needs root
+	@scripts/test stock
+
+test-machine: ## all that is about kernels there; needs root
 	@scripts/test machine
 
 test-kernels: ## the same on newer Debian kernels and engines

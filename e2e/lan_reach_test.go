@@ -490,6 +490,7 @@ func (l *lan) leaves(t *testing.T) {
 // TestLANReach: who reaches whom in every mode of macvlan, by every kind of
 // packet, is what is written of the mode.
 func TestLANReach(t *testing.T) {
+	t.Parallel()
 	l := newLAN(t, 1500*time.Millisecond, 100*time.Millisecond)
 	l.stays(t)
 	t.Run("isolated", func(t *testing.T) { l.bySwitch(t, isolatedReach, l.company(l.isolated)) })

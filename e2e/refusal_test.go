@@ -125,6 +125,7 @@ func narrowPath(t *testing.T, s *site) {
 // TestStrangers: hosts that must not get in are told why, and so are those they
 // knock at. Plain processes suffice: no engine is asked.
 func TestStrangers(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, lab.Config{Hosts: 4})
 	binary, err := os.ReadFile(filepath.Join(pluginDir(t), "rootfs", "isthmus"))
 	if err != nil {

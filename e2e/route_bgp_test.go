@@ -15,6 +15,7 @@ import (
 // TestRouteBGP: routers are told of the blocks, so that hosts on two sides of one
 // reach each other's containers natively.
 func TestRouteBGP(t *testing.T) {
+	t.Parallel()
 	s := &site{Lab: lab.New(t, lab.Config{Hosts: 3})}
 	router, err := s.Station(t.Context(), "router", netip.MustParsePrefix(outside+"/24"))
 	if err != nil {

@@ -1,8 +1,3 @@
-//go:build !race
-
-// Two speakers of one process share variables of the library, which the race detector
-// minds.
-
 package main
 
 import (
@@ -63,6 +58,9 @@ func startRouter(t *testing.T, at, host netip.AddrPort) *router {
 // TestRoutersHearOfBlocks: a router hears of the blocks of a bgp=on network, is let in
 // with what the settings say and no more, is in the status, and forgets at the farewell.
 func TestRoutersHearOfBlocks(t *testing.T) {
+	if raceEnabled {
+		t.Skip("two speakers of one process share variables of the library")
+	}
 	h := newHosts(t, 1, "")[0]
 	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.1.254"), freePort(t))
 	host := netip.AddrPortFrom(netip.MustParseAddr("127.0.1.1"), freePort(t))

@@ -2,7 +2,7 @@
 # for each test that took half a minute, the output of what failed, and the counts of the tier on the last line, for
 # scripts/test, in the file named by -v counts=FILE.
 # A skipped test is a failed one, but for -v race=1: the race detector and
-# testing/synctest do not go together.
+# testing/synctest do not go together. Those are listed in the file named by -v spared=FILE.
 
 function field(name,    at, rest) {
 	at = index($0, "\"" name "\":\"")
@@ -35,7 +35,7 @@ test != "" && (action == "fail" || (action == "skip" && !race)) {
 	failed++; broken[pkg]++
 	printf "FAIL  %s %s%s\n%s", short, test, action == "skip" ? " (skipped: a test that cannot run fails)" : "", out[key]
 }
-test != "" && action == "skip" && race { skipped++ }
+test != "" && action == "skip" && race { skipped++; print pkg, test > spared }
 test != "" && action == "pass" && seconds() + 0 >= 30 { printf "      %-34s %7.1f s\n", test, seconds() }
 test == "" && action == "pass" { printf "ok    %-22s %4d tests %7.1f s\n", short, inPkg[pkg], seconds() }
 test == "" && action == "fail" {
