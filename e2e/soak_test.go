@@ -154,6 +154,7 @@ var reasons = []string{
 	"was removed from the cluster", "was copied from there", "cut off", "does not answer", "did not answer in time", "not ready", "is starting",
 	"given back", "connection refused", "EOF", "connection reset", "no such file", "not done within",
 	"is not known to this plugin", // whose state was set back, or reset, in the midst of a start
+	"keeps block",                 // that was set back, and whose block was granted to another host after node rm
 	"empty body",                  // the engine asked again after the plugin was killed in the midst of a call
 }
 
