@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/isthmus-net/isthmus/cluster"
 	"github.com/isthmus-net/isthmus/driver/kernel"
@@ -24,18 +23,7 @@ func newHearing(d *Driver) *hearing {
 }
 
 // run asks again and again, as long as there are networks that need it.
-func (h *hearing) run(ctx context.Context) error {
-	tick := time.NewTicker(h.d.pace.probe)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			h.ask(ctx)
-		}
-	}
-}
+func (h *hearing) run(ctx context.Context) error { return every(ctx, h.d.pace.probe, h.ask) }
 
 // ask sends a probe from VTEP to VTEP to each host that is a gateway, or should be.
 func (h *hearing) ask(ctx context.Context) {

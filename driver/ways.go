@@ -28,16 +28,23 @@ func newWays(d *Driver) *ways { return &ways{d: d, verdicts: map[cluster.HostID]
 // run looks, asks and judges again and again, as long as there are networks that
 // need it.
 func (w *ways) run(ctx context.Context) error {
-	tick := time.NewTicker(w.d.pace.probe)
+	return every(ctx, w.d.pace.probe, func(ctx context.Context) {
+		w.look(ctx)
+		w.ask(ctx)
+	})
+}
+
+// every does something again and again until ctx ends.
+func every(ctx context.Context, interval time.Duration, do func(context.Context)) error {
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			do(ctx)
 		}
-		w.look(ctx)
-		w.ask(ctx)
 	}
 }
 
