@@ -65,8 +65,9 @@ func TestLinuxRoundTrip(t *testing.T) {
 			}
 			for _, dev := range []string{"is-v1", "is-v2"} {
 				out := s.sh("ip -d link show %s", dev)
-				contains(t, out, "nolearning", "local "+c.local, "dstport 8475", "addrgenmode none", "UP", " udpcsum ", "noudp6zerocsumtx")
-				for _, bad := range []string{"l2miss", "l3miss", " dev u0"} {
+				contains(t, out, "nolearning", "local "+c.local, "dstport 8475", "addrgenmode none", "UP")
+				// Newer versions of ip do not print what is usual, which outer checksums are.
+				for _, bad := range []string{"l2miss", "l3miss", " dev u0", "noudpcsum", " udp6zerocsumtx"} {
 					if strings.Contains(out, bad) {
 						t.Errorf("%s has %q: %s", dev, bad, out)
 					}
