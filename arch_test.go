@@ -21,10 +21,11 @@ var mayImport = map[string][]string{
 	"gossip":        {"cluster", "transport"},
 	"ledger":        {"cluster", "transport"},
 	"ipam":          {"cluster"},
-	"lan":           {"cluster"},
+	"frame":         {"cluster"},
+	"lan":           {"cluster", "frame"},
 	"bgp":           {},
 	"driver":        {"cluster"},
-	"driver/kernel": {"cluster"},
+	"driver/kernel": {"cluster", "frame"},
 	"plugin":        {"cluster", "transport", "gossip", "ledger", "ipam", "driver", "driver/kernel", "lan", "bgp"},
 	"e2e":           {"cluster"},
 	"sim":           {}, // its tests drive the pure parts of ledger and ipam

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/net/bpf"
 
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/frame"
 )
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
@@ -22,21 +23,6 @@ func raw(t *testing.T, text string) []byte {
 		t.Fatal(err)
 	}
 	return b
-}
-
-func TestProbeFrames(t *testing.T) {
-	for _, c := range []struct{ ip, want string }{
-		{"192.0.2.9", `ffffffffffff 020000000001 0806 0001 0800 06 04 0001 020000000001 00000000 000000000000 c0000209
-			000000000000000000000000000000000000`},
-		// The checksum (RFC 4443 section 2.3) was computed elsewhere.
-		{"fd00::1:2:3", `3333ff020003 020000000001 86dd 60000000 0018 3a ff 00000000000000000000000000000000
-			ff0200000000000000000001ff020003 8700 7d9c 00000000 fd000000000000000000000100020003`},
-	} {
-		got := probeFrame(mac(1), addr(c.ip))
-		if want := raw(t, c.want); string(got) != string(want) {
-			t.Errorf("probe for %s\n%x\nwant\n%x", c.ip, got, want)
-		}
-	}
 }
 
 // What the filter lets pass and claim reads, against hand-made frames.
@@ -88,8 +74,8 @@ func TestClaims(t *testing.T) {
 }
 
 func FuzzClaim(f *testing.F) {
-	f.Add(probeFrame(mac(2), addr("192.0.2.9")))
-	f.Add(probeFrame(mac(2), addr("fd00::9")))
+	f.Add(frame.Probe(mac(2), addr("192.0.2.9")))
+	f.Add(frame.Probe(mac(2), addr("fd00::9")))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if ip, who, ok := claim(b, mac(1)); ok && (!ip.IsValid() || ip.IsUnspecified() && ip.Is4() || who == mac(1)) {
 			t.Errorf("claim of %s by %s", ip, who)

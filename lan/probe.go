@@ -12,6 +12,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/frame"
 )
 
 const (
@@ -69,7 +70,7 @@ func (p *Prober) probe(ctx context.Context, ifname string, ips []netip.Addr) (ma
 		case !ip.IsValid() || ip.Is4In6() || ip.IsUnspecified() || ip.IsMulticast():
 			return nil, fmt.Errorf("address %s: is not one of a single machine", ip)
 		case ip.Is6():
-			groups = append(groups, allNodes, solicitedNode(ip))
+			groups = append(groups, frame.Everybody(ip), frame.SolicitedNode(ip))
 		}
 	}
 	slices.SortFunc(groups, func(a, b cluster.MAC) int { return slices.Compare(a[:], b[:]) })
@@ -95,7 +96,7 @@ func (p *Prober) probe(ctx context.Context, ifname string, ips []netip.Addr) (ma
 			if err := p.pace.wait(ctx); err != nil {
 				return nil, err
 			}
-			if err := w.Send(probeFrame(w.MAC(), ip)); err != nil {
+			if err := w.Send(frame.Probe(w.MAC(), ip)); err != nil {
 				return nil, err
 			}
 		}

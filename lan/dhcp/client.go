@@ -191,7 +191,7 @@ func (c Client) tell(ctx context.Context, l Lease, a ask, toServer bool) error {
 	if err != nil {
 		return err
 	}
-	return w.Send(frame(a.path(l, toServer), b))
+	return w.Send(wrap(a.path(l, toServer), b))
 }
 
 // grant sends a REQUEST and reads the lease that its ACK brings. A NAK comes
@@ -233,7 +233,7 @@ func exchange(ctx context.Context, w lan.Wire, a ask, l Lease, toServer bool, ac
 		if err != nil {
 			return answer{}, err
 		}
-		if err := w.Send(frame(a.path(l, toServer), b)); err != nil {
+		if err := w.Send(wrap(a.path(l, toServer), b)); err != nil {
 			return answer{}, err
 		}
 		got, err := await(ctx, w, a, xid, wait, accept)

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/net/bpf"
 
 	"github.com/isthmus-net/isthmus/cluster"
+	"github.com/isthmus-net/isthmus/frame"
 	"github.com/isthmus-net/isthmus/lan"
 )
 
@@ -52,8 +53,8 @@ type ends struct {
 	from, to       netip.Addr
 }
 
-// frame wraps a message of a client to a server.
-func frame(e ends, payload []byte) []byte {
+// wrap makes a frame of a message of a client to a server.
+func wrap(e ends, payload []byte) []byte {
 	src, dst := e.from.As4(), e.to.As4()
 	b := make([]byte, 0, headers+len(payload))
 	b = append(append(b, e.toMAC[:]...), e.fromMAC[:]...)
@@ -63,7 +64,7 @@ func frame(e ends, payload []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, uint16(20+8+len(payload)))
 	b = append(b, 0, 0, 0x40, 0, 64, 17, 0, 0)
 	b = append(append(b, src[:]...), dst[:]...)
-	binary.BigEndian.PutUint16(b[14+10:], lan.Checksum(b[14:34]))
+	binary.BigEndian.PutUint16(b[14+10:], frame.Checksum(b[14:34]))
 
 	udp := binary.BigEndian.AppendUint16(nil, clientPort)
 	udp = binary.BigEndian.AppendUint16(udp, serverPort)
@@ -71,7 +72,7 @@ func frame(e ends, payload []byte) []byte {
 	udp = append(append(udp, 0, 0), payload...)
 	pseudo := append(append(append([]byte{}, src[:]...), dst[:]...), 0, 17)
 	pseudo = binary.BigEndian.AppendUint16(pseudo, uint16(len(udp)))
-	sum := lan.Checksum(append(pseudo, udp...))
+	sum := frame.Checksum(append(pseudo, udp...))
 	if sum == 0 {
 		sum = 0xffff // RFC 768: zero says that there is none
 	}

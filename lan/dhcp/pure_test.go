@@ -183,7 +183,7 @@ func TestBolt(t *testing.T) {
 // What the filter and unwrap let pass: only whole UDP datagrams to port 68.
 func TestUnwrap(t *testing.T) {
 	e := ends{fromMAC: cluster.MAC{2, 0, 0, 0, 0, 9}, toMAC: broadcastMAC, from: anyIP, to: broadcastIP}
-	good := frame(e, []byte("hello"))
+	good := wrap(e, []byte("hello"))
 	good[34], good[35], good[36], good[37] = 0, serverPort, 0, clientPort
 	longer := append(append(append([]byte{}, good[:34]...), 1, 1, 1, 0), good[34:]...) // an IP option
 	longer[14], longer[17] = 0x46, longer[17]+4
@@ -241,7 +241,7 @@ func FuzzAnswer(f *testing.F) {
 		f.Fatal(err)
 	}
 	reply.OpCode, reply.TransactionID = dhcpv4.OpcodeBootReply, dhcpv4.TransactionID{1}
-	seed := frame(ends{to: broadcastIP, from: anyIP}, reply.ToBytes())
+	seed := wrap(ends{to: broadcastIP, from: anyIP}, reply.ToBytes())
 	seed[36], seed[37] = 0, clientPort
 	f.Add(seed)
 	f.Fuzz(func(t *testing.T, b []byte) {
