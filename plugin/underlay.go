@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/isthmus-net/isthmus/driver/kernel"
 )
@@ -123,4 +124,68 @@ func storeUnderlay(dir string, u kernel.Underlay) error {
 		return fmt.Errorf("store the underlay: %w", err)
 	}
 	return nil
+}
+
+const (
+	underlayEvery = 2 * time.Second
+	// movedTwice: a route that flaps is no new address.
+	movedTwice = 2
+)
+
+// watchUnderlay follows the underlay: a new MTU is passed on, a new address
+// ends the node. While there is no address at all, the node goes on with the
+// one that it had.
+func (n *node) watchUnderlay(ctx context.Context) error {
+	tick := time.NewTicker(n.look)
+	defer tick.Stop()
+	moved := 0
+	for {
+		was := n.underlay()
+		u, err := findUnderlay(ctx, n.kernel, n.cfg.Advertise, was.Addr)
+		n.mu.Lock()
+		n.belowError = err
+		n.mu.Unlock()
+		switch {
+		case err != nil:
+		case u.Addr != was.Addr:
+			if moved++; moved == movedTwice {
+				n.log.WithField("was", was.Addr).WithField("is", u.Addr).Warn("the underlay address changed")
+				return errors.Join(errMoved, storeUnderlay(n.cfg.State, u))
+			}
+		default:
+			moved = 0
+			if u != was {
+				n.setUnderlay(u)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (n *node) setUnderlay(u kernel.Underlay) {
+	n.mu.Lock()
+	n.below = u
+	n.mu.Unlock()
+	n.log.WithField("link", u.Name).WithField("mtu", u.MTU).Info("the underlay link changed")
+	n.gossip.SetInfo(n.info(u))
+	n.driver.SetUnderlay(u.Addr, u.MTU)
+	if err := storeUnderlay(n.cfg.State, u); err != nil {
+		n.log.WithError(err).Warn("the underlay will be looked up at the next start")
+	}
+}
+
+func (n *node) underlay() kernel.Underlay {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.below
+}
+
+func (n *node) underlayProblem() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.belowError
 }
