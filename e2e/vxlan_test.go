@@ -46,6 +46,9 @@ func TestVXLAN(t *testing.T) {
 func TestIPv6Underlay(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, lab.Config{Hosts: 3, IPv6Underlay: true})
+	if got := lab.Must(t)(s.Host(1).Exec(t.Context(), "ip", "-4", "addr", "show", "eth0")); got != "" {
+		t.Fatalf("host1 has an IPv4 address on the underlay, and the test proves nothing: %s", got)
+	}
 	for _, attach := range atLength([]string{"macvlan"}, []string{"macvlan", "bridge"}) {
 		t.Run("reach-"+attach, func(t *testing.T) { reachability(t, s, attach, "10.32.0.0/16", "fd32::/64") })
 	}

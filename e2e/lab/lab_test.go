@@ -44,20 +44,6 @@ func TestHosts(t *testing.T) {
 	made.gone(t)
 }
 
-// TestIPv6Underlay has hosts with nothing but IPv6 between them.
-func TestIPv6Underlay(t *testing.T) {
-	ctx, must := t.Context(), lab.Must(t)
-	l := lab.New(t, lab.Config{Hosts: 2, IPv6Underlay: true, MTU: 1400})
-	one := l.Host(1)
-	if got := must(one.Exec(ctx, "ip", "-4", "addr", "show", "eth0")); got != "" {
-		t.Errorf("host1 has an IPv4 address on the underlay: %s", got)
-	}
-	if one.IP() != one.IP6() || !reaches(ctx, one, "host2") {
-		t.Errorf("host1, with address %s, does not reach host2", one.IP())
-	}
-	testPlugin(t, l)
-}
-
 func testHost(t *testing.T, l *lab.Lab) {
 	ctx, must := t.Context(), lab.Must(t)
 	for _, h := range l.Hosts() {
