@@ -227,7 +227,7 @@ func TestLinuxRepairs(t *testing.T) {
 		"nft insert rule inet isthmus prerouting accept",
 		"nft flush chain inet isthmus output",
 		"nft add rule inet isthmus output notrack",
-		"nft add rule inet isthmus output udp dport 9 notrack comment '\"isthmus layout 3 notrack 192.0.2.1:9\"'",
+		"nft add rule inet isthmus output udp dport 9 notrack comment '\"isthmus layout 4 notrack 192.0.2.1:9\"'",
 		"nft delete element inet isthmus admitted4 '{ 192.0.2.9 }'",
 		"nft add element inet isthmus admitted4 '{ 192.0.2.99 }'",
 		"nft flush set inet isthmus admitted4",

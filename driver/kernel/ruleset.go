@@ -81,6 +81,7 @@ func renderRouting(state State) ruleset {
 	for _, c := range []ruleChain{
 		{name: "arrive", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, hookName: "prerouting", priority: -305, rules: s.arrive()},
 		{name: "deliver", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, hookName: "input", priority: -305, rules: s.spoofed()},
+		{name: "outward", rules: s.outward()},
 		{name: "pass", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, hookName: "forward", priority: -305, rules: s.route()},
 		{name: "leave", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, hookName: "postrouting", priority: -305, rules: s.leave()},
 		// Before those of others, at -100 and 100: the first one that translates counts.

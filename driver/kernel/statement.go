@@ -133,12 +133,18 @@ func markBits(mask, xor uint32) []expr.Any {
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}}
 }
 
-// clamp lowers the segment size that a SYN offers to what its route carries.
-func clamp() statement {
-	return statement{"tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu", []expr.Any{
+// syn asks for the packets that open a TCP connection.
+func syn() statement {
+	return statement{"tcp flags & (syn | rst) == syn", []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equals(unix.IPPROTO_TCP),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{6}, Xor: []byte{0}}, equals(2),
+	}}
+}
+
+// clamp lowers the segment size that a SYN offers to what its route carries.
+func clamp() statement {
+	return statement{"tcp option maxseg size set rt mtu", []expr.Any{
 		&expr.Rt{Register: 1, Key: expr.RtTCPMSS},
 		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 2, Size: 2},
 		&expr.Exthdr{SourceRegister: 1, Type: 2, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt},
@@ -171,6 +177,11 @@ func drop() statement {
 
 func jump(chain string) statement {
 	return statement{"jump " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}}
+}
+
+// goTo is a jump that does not come back.
+func goTo(chain string) statement {
+	return statement{"goto " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}}
 }
 
 func native32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }

@@ -20,7 +20,7 @@ const TableName = "isthmus"
 // layout begins the comment of each rule of ours; that of a tunnel's rules
 // goes on with " notrack ADDRESS:PORT" or " drop-strangers ADDRESS:PORT". Tables
 // of another layout, or with other rules, are replaced.
-const layout = "isthmus layout 3"
+const layout = "isthmus layout 4"
 
 // table is a table of ours.
 type table struct {

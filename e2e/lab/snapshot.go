@@ -217,20 +217,29 @@ func flattenRuleset(ruleset string) []string {
 	return lines
 }
 
-// sysctlLines leaves out devices that Docker makes and removes.
+// sysctlLines leaves out devices that Docker makes and removes. It reads the files:
+// newer versions of sysctl fail on what nobody may read, such as stable_secret.
 func (h *Host) sysctlLines(ctx context.Context) ([]string, error) {
-	args := []string{"sysctl", "-a", "-e", "-r",
-		`^net\.(ipv4\.ip_forward|bridge\.|ipv[46]\.(conf|neigh)\.(all|default|eth0|lo)\.|core\.)`}
+	files := []string{"net/ipv4/ip_forward", "net/bridge/*", "net/core/*"}
+	for _, family := range []string{"ipv4", "ipv6"} {
+		for _, kind := range []string{"conf", "neigh"} {
+			for _, dev := range []string{"all", "default", "eth0", "lo"} {
+				files = append(files, "net/"+family+"/"+kind+"/"+dev+"/*")
+			}
+		}
+	}
+	args := []string{"sh", "-c", "cd /proc/sys && { grep -s '' " + strings.Join(files, " ") + " || [ $? = 2 ]; }"}
 	out, err := h.run(h.tool(ctx, args...), args)
 	if err != nil {
 		return nil, err
 	}
 	var lines []string
 	for setting := range strings.Lines(out) {
-		setting = strings.TrimSpace(setting)
-		if !strings.Contains(setting, "stable_secret") && setting != "" {
-			lines = append(lines, "sysctl "+setting)
+		name, value, ok := strings.Cut(strings.TrimSpace(setting), ":")
+		if !ok {
+			return nil, fmt.Errorf("read sysctls of %s: no value in %q", h.Name, setting)
 		}
+		lines = append(lines, "sysctl "+strings.ReplaceAll(name, "/", ".")+" = "+value)
 	}
 	return lines, nil
 }
