@@ -125,7 +125,8 @@ func bound(proto string, at netip.AddrPort, listen bool) (fd, error) {
 func whoHolds(proto string, at netip.AddrPort) string {
 	ask := map[string]string{"tcp": "ss -Hlntp", "udp": "ss -Hlnup", "sctp": "ss -HlnSp"}[proto]
 	remedy := fmt.Sprintf("on the host, %s 'sport = :%d' names it", ask, at.Port())
-	for _, table := range []string{"/proc/self/net/" + proto, "/proc/self/net/" + proto + "6"} {
+	// Of this thread: the process's first one may be in a container's namespace just now.
+	for _, table := range []string{"/proc/thread-self/net/" + proto, "/proc/thread-self/net/" + proto + "6"} {
 		uid, inode := lookInTable(table, at)
 		if inode == "" {
 			continue

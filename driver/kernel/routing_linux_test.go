@@ -501,7 +501,7 @@ func TestLinuxNoRedirects(t *testing.T) {
 	apply(t, k, want)
 	one := boxes["10.1.0.2"]
 	await(t, "an answer", func() error { _, err := one.try("ping -c 1 -W 1 10.1.0.3"); return err })
-	if out := s.sh("nft list chain inet isthmus leave"); !strings.Contains(out, "icmp type redirect counter packets") || strings.Contains(out, "icmp type redirect counter packets 0 ") {
+	if out := s.sh("nft list chain inet isthmus leave"); !strings.Contains(out, "icmp type redirect oifname @gateways counter packets") || strings.Contains(out, "icmp type redirect oifname @gateways counter packets 0 ") {
 		t.Errorf("the kernel told it nothing, which shows nothing:\n%s", out)
 	}
 	if out := one.sh("ip route get 10.1.0.3"); !strings.Contains(out, "via 10.1.0.1") {
