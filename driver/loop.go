@@ -233,7 +233,9 @@ func (l *loop) pass(ctx context.Context) result {
 	}
 	r.problems = d.resolve(ctx)
 	settled := d.cfg.Heard.Settled() // before the view: by what it lacks after, nothing is known to be gone
-	want := Plan(d.store.intent(), d.world())
+	lost, problems := d.keepPorts()
+	r.problems = append(r.problems, problems...)
+	want := Plan(d.store.intent().unpublish(lost), d.world())
 	d.mu.Lock()
 	want.blind = !d.looked
 	d.mu.Unlock()
@@ -242,7 +244,6 @@ func (l *loop) pass(ctx context.Context) result {
 		l.devices[dev] = s.Cluster
 	}
 	d.announce(want.Announced)
-	r.problems = append(r.problems, d.keepPorts()...)
 	l.alarm(append(want.Problems, r.problems...))
 	a := l.apply(ctx, want, settled, &r)
 	maps.DeleteFunc(l.devices, func(dev string, _ uint32) bool { return r.err == nil && want.Devices[dev] == nil })

@@ -11,10 +11,9 @@ import (
 	"github.com/isthmus-net/isthmus/driver/kernel"
 )
 
-// Published is the ports of one endpoint: what Docker asked for, and what it got.
+// Published is the ports that one endpoint got.
 type Published struct {
 	Endpoint string           `json:"endpoint"` // Docker's id
-	Asked    []portRequest    `json:"asked"`
 	Got      []kernel.Publish `json:"got"`
 }
 
@@ -52,7 +51,8 @@ func (d *Driver) ProgramExternalConnectivity(ctx context.Context, r *network.Pro
 func (d *Driver) publish(e Endpoint, wants []portRequest) error {
 	d.publishing.Lock()
 	defer d.publishing.Unlock()
-	got, err := d.ports.hold(e.ID, wants, e.bare(), d.store.intent().Published[e.ID].Got)
+	before := d.store.intent().Published[e.ID]
+	got, err := d.ports.hold(e.ID, wants, e.bare(), before.Got)
 	if err != nil {
 		return err
 	}
@@ -63,14 +63,25 @@ func (d *Driver) publish(e Endpoint, wants []portRequest) error {
 		case len(wants) == 0:
 			delete(in.Published, e.ID)
 		default:
-			in.Published[e.ID] = Published{Endpoint: e.ID, Asked: wants, Got: got}
+			in.Published[e.ID] = Published{Endpoint: e.ID, Got: got}
 		}
 		return nil
 	})
-	if err != nil {
-		d.ports.release(e.ID)
+	if err != nil { // what is stored holds; what of it cannot be had again, the next pass says
+		if _, lost := d.ports.hold(e.ID, before.pinned(), e.bare(), nil); lost != nil {
+			d.ports.release(e.ID)
+		}
 	}
 	return err
+}
+
+// pinned asks for exactly what was got.
+func (p Published) pinned() (out []portRequest) {
+	for _, g := range p.Got {
+		port := g.Host.Port()
+		out = append(out, portRequest{Proto: g.Proto, Port: g.To.Port(), Host: g.Host.Addr(), First: port, Last: port})
+	}
+	return out
 }
 
 // RevokeExternalConnectivity gives the ports of an endpoint back. Not all engines
@@ -85,8 +96,9 @@ func (d *Driver) RevokeExternalConnectivity(ctx context.Context, r *network.Revo
 }
 
 // keepPorts holds what intent says is published, and no more: of a process before
-// this one, and of endpoints that are gone. It returns what could not be had.
-func (d *Driver) keepPorts() (problems []Problem) {
+// this one, and of endpoints that are gone. It returns the endpoints whose ports
+// could not be had: what arrives there is for the program that has them now.
+func (d *Driver) keepPorts() (lost map[string]bool, problems []Problem) {
 	d.publishing.Lock()
 	defer d.publishing.Unlock()
 	in := d.store.intent()
@@ -95,16 +107,22 @@ func (d *Driver) keepPorts() (problems []Problem) {
 			d.ports.release(owner)
 		}
 	}
+	lost = map[string]bool{}
 	for _, id := range slices.Sorted(maps.Keys(in.Published)) {
 		p, e := in.Published[id], in.Endpoints[id]
-		if _, err := d.ports.hold(id, p.Asked, e.bare(), p.Got); err != nil && e.Joined() {
+		_, err := d.ports.hold(id, p.pinned(), e.bare(), nil)
+		if err == nil {
+			continue
+		}
+		lost[id] = true
+		if e.Joined() {
 			problems = append(problems, Problem{
-				Network: poolNames(in.Networks[e.Network].Pools), Cause: "container of endpoint " + short(id) + " lost a port: " + err.Error(),
-				Remedy: "free that port, and restart the container", alarm: true,
+				Network: poolNames(in.Networks[e.Network].Pools), Cause: "container of endpoint " + short(id) + " lost its ports: " + err.Error(),
+				Remedy: "free that port, or restart the container", alarm: true,
 			})
 		}
 	}
-	return problems
+	return lost, problems
 }
 
 // forgetPorts drops what is published of endpoints that are gone or in no container.
@@ -113,6 +131,14 @@ func (in *Intent) forgetPorts() {
 		e, ok := in.Endpoints[id]
 		return !ok || e.Sandbox == ""
 	})
+}
+
+// unpublish is in without the ports of some endpoints.
+func (in *Intent) unpublish(lost map[string]bool) *Intent {
+	out := *in
+	out.Published = maps.Clone(in.Published)
+	maps.DeleteFunc(out.Published, func(id string, _ Published) bool { return lost[id] })
+	return &out
 }
 
 // publishes lists the ports of a network's containers.
