@@ -32,10 +32,7 @@ const outside = "10.99.0.200"
 // TestRoutes runs what hosts must do without tunnels, on one lab.
 func TestRoutes(t *testing.T) {
 	r := &routes{site: newSite(t, lab.Config{Hosts: atLength(3, 5)}), boxes: map[string][]*box{}}
-	each(t, r.Hosts(), func(h *lab.Host) error { // IPv6 is not forwarded by itself, and status says how it is
-		_, err := h.Exec(t.Context(), "sh", "-c", "f=/proc/sys/net/ipv6/conf; echo 1 >$f/eth0/force_forwarding || echo 1 >$f/all/forwarding")
-		return err
-	})
+	r.forwardIPv6(t)
 	before := snapshots(t, r.site)
 	var err error
 	if r.machine, err = r.Station(t.Context(), "machine", netip.MustParsePrefix(outside+"/24")); err != nil {
@@ -77,6 +74,49 @@ func TestRoutes(t *testing.T) {
 			return
 		}
 	}
+}
+
+// forwardIPv6 does what status asks the operator for: the kernel does not by itself.
+func (r *routes) forwardIPv6(t *testing.T) {
+	each(t, r.Hosts(), func(h *lab.Host) error {
+		_, err := h.Exec(t.Context(), "sh", "-c", "f=/proc/sys/net/ipv6/conf; echo 1 >$f/eth0/force_forwarding || echo 1 >$f/all/forwarding")
+		return err
+	})
+}
+
+// routesOverIPv6: between hosts that have nothing but IPv6, that of containers is
+// what is on the wire. Their IPv4 goes by the fallback, and nowhere without one,
+// which status says.
+func routesOverIPv6(t *testing.T, s *site) {
+	r := &routes{site: s, boxes: map[string][]*box{}}
+	r.forwardIPv6(t)
+	r.create(t, "gw", "--subnet 10.60.0.0/16 -o mode=host-gw --ipv6 --subnet fd60::/64")
+	r.reach(t)
+	r.native(t, "gw", func(b *box) string { return b.ip6 }, "icmp6")
+	from, to := r.boxes["gw"][0], r.boxes["gw"][1]
+	tunnel, _ := captures(t, from.host, func() { from.must(t, "ping", "-c", "3", "-i", "0.1", "-W", "2", to.ip4) })
+	if len(tunnel) != 6 {
+		t.Errorf("%d packets of IPv4 in the tunnel, want 6: %v", len(tunnel), tunnel)
+	}
+	r.remove(t)
+	r.create(t, "rt", "--subnet 10.62.0.0/16 -o mode=routed --ipv6 --subnet fd62::/64")
+	for _, from := range r.boxes["rt"] {
+		for _, to := range r.boxes["rt"] {
+			eventually(t, 20*time.Second, func() error {
+				_, err := from.exec(t.Context(), "ping", "-c", "1", "-W", "2", to.ip6)
+				return err
+			})
+		}
+	}
+	r.native(t, "rt", func(b *box) string { return b.ip6 }, "icmp6")
+	eventually(t, 20*time.Second, func() error {
+		st, err := statusOf(t.Context(), s.Host(1))
+		if err == nil && !slices.ContainsFunc(st.Problems, func(p struct{ Cause, Remedy string }) bool { return strings.Contains(p.Cause+p.Remedy, "mode=host-gw with a fallback") }) {
+			err = fmt.Errorf("status does not say why IPv4 goes nowhere: %+v", st.Problems)
+		}
+		return err
+	})
+	r.remove(t)
 }
 
 // networks makes two of each mode.
@@ -135,27 +175,35 @@ func (r *routes) reach(t *testing.T) {
 // the wire.
 func (r *routes) wire(t *testing.T) {
 	for _, name := range []string{"gw", "rt"} {
-		from, to := r.boxes[name][0], r.boxes[name][1]
-		capture := func(filter string) *lab.Capture {
-			c, err := from.host.Capture(t.Context(), "eth0", filter)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return c
-		}
-		tunnel, plain := capture("udp port 8475 or ip proto 4 or ip proto 47"), capture("icmp and host "+to.ip4+" and host "+from.ip4)
-		from.must(t, "ping", "-c", "3", "-i", "0.1", "-W", "2", to.ip4)
-		encapsulated, err := tunnel.Stop(t.Context())
+		r.native(t, name, func(b *box) string { return b.ip4 }, "icmp")
+	}
+}
+
+// native: three echoes between the first two containers of a network, and their
+// answers, are the only packets of the two on the wire, and nothing is in a tunnel.
+func (r *routes) native(t *testing.T, network string, address func(*box) string, kind string) {
+	t.Helper()
+	from, to := r.boxes[network][0], r.boxes[network][1]
+	capture := func(filter string) *lab.Capture {
+		c, err := from.host.Capture(t.Context(), "eth0", filter)
 		if err != nil {
 			t.Fatal(err)
 		}
-		seen, err := plain.Stop(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(encapsulated) != 0 || len(seen) != 6 {
-			t.Errorf("%s: %d packets in a tunnel and %d plain ones, want 0 and 6: %v", name, len(encapsulated), len(seen), encapsulated)
-		}
+		return c
+	}
+	tunnel := capture("udp port 8475 or ip proto 4 or ip proto 47 or ip6 proto 4 or ip6 proto 41 or ip6 proto 47")
+	plain := capture(kind + " and host " + address(to) + " and host " + address(from))
+	from.must(t, "ping", "-c", "3", "-i", "0.1", "-W", "2", address(to))
+	encapsulated, err := tunnel.Stop(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen, err := plain.Stop(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(encapsulated) != 0 || len(seen) != 6 {
+		t.Errorf("%s: %d packets in a tunnel and %d plain ones, want 0 and 6: %v", network, len(encapsulated), len(seen), encapsulated)
 	}
 }
 

@@ -52,6 +52,7 @@ func TestIPv6Underlay(t *testing.T) {
 	for _, attach := range atLength([]string{"macvlan"}, []string{"macvlan", "bridge"}) {
 		t.Run("reach-"+attach, func(t *testing.T) { reachability(t, s, attach, "10.32.0.0/16", "fd32::/64") })
 	}
+	t.Run("routes", func(t *testing.T) { routesOverIPv6(t, s) })
 }
 
 func snapshots(t *testing.T, s *site) map[string][]string {
