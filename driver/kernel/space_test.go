@@ -30,11 +30,11 @@ func spared[T any](full, small T) T {
 
 // space is a network namespace that ends with the test.
 type space struct {
-	t    *testing.T
+	t    testing.TB
 	file *os.File
 }
 
-func newSpace(t *testing.T) *space {
+func newSpace(t testing.TB) *space {
 	t.Helper()
 	s := &space{t: t}
 	done := make(chan error)
@@ -270,7 +270,7 @@ func (s *space) send(dev string, frame []byte) {
 }
 
 // await polls until check passes.
-func await(t *testing.T, what string, check func() error) {
+func await(t testing.TB, what string, check func() error) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for {
@@ -285,7 +285,7 @@ func await(t *testing.T, what string, check func() error) {
 	}
 }
 
-func mustDump(t *testing.T, k kernel.Kernel) kernel.State {
+func mustDump(t testing.TB, k kernel.Kernel) kernel.State {
 	t.Helper()
 	s, err := k.Dump(context.Background())
 	if err != nil {
@@ -295,7 +295,7 @@ func mustDump(t *testing.T, k kernel.Kernel) kernel.State {
 }
 
 // apply makes want, and checks that nothing is left to do.
-func apply(t *testing.T, k kernel.Kernel, want kernel.State) []kernel.Op {
+func apply(t testing.TB, k kernel.Kernel, want kernel.State) []kernel.Op {
 	t.Helper()
 	ops := kernel.Diff(mustDump(t, k), want, kernel.Options{})
 	if err := k.Do(context.Background(), ops); err != nil {
@@ -307,7 +307,7 @@ func apply(t *testing.T, k kernel.Kernel, want kernel.State) []kernel.Op {
 	return ops
 }
 
-func contains(t *testing.T, text string, parts ...string) {
+func contains(t testing.TB, text string, parts ...string) {
 	t.Helper()
 	for _, p := range parts {
 		if !strings.Contains(text, p) {
