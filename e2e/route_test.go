@@ -111,7 +111,9 @@ func routesOverIPv6(t *testing.T, s *site) {
 	r.native(t, "rt", func(b *box) string { return b.ip6 }, "icmp6")
 	eventually(t, 20*time.Second, func() error {
 		st, err := statusOf(t.Context(), s.Host(1))
-		if err == nil && !slices.ContainsFunc(st.Problems, func(p struct{ Cause, Remedy string }) bool { return strings.Contains(p.Cause+p.Remedy, "mode=host-gw with a fallback") }) {
+		if err == nil && !slices.ContainsFunc(st.Problems, func(p struct{ Cause, Remedy string }) bool {
+			return strings.Contains(p.Cause+p.Remedy, "mode=host-gw with a fallback")
+		}) {
 			err = fmt.Errorf("status does not say why IPv4 goes nowhere: %+v", st.Problems)
 		}
 		return err
