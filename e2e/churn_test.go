@@ -21,7 +21,7 @@ import (
 // churn: many starts on each host at once, then their removal. No address twice,
 // and every endpoint is in the other hosts' FDB within 1 s of its Join.
 func churn(t *testing.T, s *site) {
-	starts := atLength(20, 50)
+	starts := atLength(12, 50)
 	// Internal, so that Docker tells of a container as soon as Join has answered,
 	// and not when it has plugged it into a second network.
 	s.createNetwork(t, "churn", []string{"--subnet", "10.37.0.0/16", "--internal"})
