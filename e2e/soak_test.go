@@ -27,13 +27,13 @@ func atLength[T any](usual, long T) T {
 	return usual
 }
 
-// soakTime is how long the soak goes on: ISTHMUS_SOAK, as 10m, or half
-// a minute.
+// soakTime is how long the soak goes on: ISTHMUS_SOAK, as 10m, or three
+// quarters of a minute.
 func soakTime(t *testing.T) time.Duration {
 	t.Helper()
 	v := os.Getenv("ISTHMUS_SOAK")
 	if v == "" {
-		return 30 * time.Second
+		return 45 * time.Second
 	}
 	d, err := time.ParseDuration(v)
 	if err != nil {
