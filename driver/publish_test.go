@@ -31,14 +31,20 @@ func (h *host) got(id string) kernel.Publish {
 	return list[0]
 }
 
-// A port that the kernel chose is the same after a restart; where another program
-// took it meanwhile, that one keeps it, and status says so until it is free again.
-func TestPublishedPortsOutliveTheProcess(t *testing.T) {
+// publishing is a host with endpoint e1, which has a port of the kernel's choice.
+func publishing(t *testing.T) (*host, kernel.Publish) {
+	t.Helper()
 	h := startHost(t)
 	h.ok(h.create("gw", []string{"10.1.0.0/16"}, "mode=routed"))
 	h.run("e1", "gw", "10.1.0.2/16")
 	h.ok(h.asks("e1", 0))
-	p := h.got("e1")
+	return h, h.got("e1")
+}
+
+// A port that the kernel chose is the same after a restart; where another program
+// took it meanwhile, that one keeps it, and status says so until it is free again.
+func TestPublishedPortsOutliveTheProcess(t *testing.T) {
+	h, p := publishing(t)
 	h.awaitHas(p.String())
 	dies := func() {
 		h.stop()
@@ -72,11 +78,7 @@ func TestPublishedPortsOutliveTheProcess(t *testing.T) {
 
 // What cannot be stored is not held, and what was before is.
 func TestPublishWithoutADisk(t *testing.T) {
-	h := startHost(t)
-	h.ok(h.create("gw", []string{"10.1.0.0/16"}, "mode=routed"))
-	h.run("e1", "gw", "10.1.0.2/16")
-	h.ok(h.asks("e1", 0))
-	before := h.got("e1")
+	h, before := publishing(t)
 	var spare uint16
 	h.ok(func() error {
 		l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -46,8 +46,8 @@ func (k *Linux) forgetFlows(ports []Publish) error {
 	})
 }
 
-// flow is what connection tracking knows of one that matters here: its protocol,
-// where it was sent to, and who answers.
+// flow is the part that matters of a flow that connection tracking knows: its
+// protocol, where its first packet was sent to, and who answers.
 type flow struct {
 	proto    byte
 	dest, by netip.AddrPort

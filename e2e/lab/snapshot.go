@@ -241,5 +241,8 @@ func (h *Host) sysctlLines(ctx context.Context) ([]string, error) {
 		}
 		lines = append(lines, "sysctl "+strings.ReplaceAll(name, "/", ".")+" = "+value)
 	}
+	if len(lines) == 0 { // grep ends with the same status for one that it cannot read
+		return nil, fmt.Errorf("read sysctls of %s: there is none", h.Name)
+	}
 	return lines, nil
 }
