@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/isthmus-net/isthmus/driver/kernel"
 )
@@ -114,7 +115,44 @@ func (v View) planEgress(here []routed, passages [][2]uint32, state kernel.State
 		six := slices.ContainsFunc(l.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() && !p.Addr().IsLinkLocalUnicast() })
 		state.Put(kernel.Uplink{Dev: l.Name, IPv6: ipv6 && six, Forward: v.Forward})
 	}
-	state.Put(kernel.Guard{Rule: kernel.AcceptRouted})
+	state.Put(accepts(state)...)
+}
+
+// accepts are the rules in Docker's chain by which what goes between gateways, and
+// between those and uplinks, passes. Of our own links it is the begin of their names
+// that counts, so that these are few, whatever the number of containers and hosts.
+func accepts(state kernel.State) (out []kernel.Object) {
+	gateways, uplinks := map[string]bool{}, map[string]bool{}
+	for _, o := range state {
+		switch o := o.(type) {
+		case kernel.Gateway:
+			gateways[alike(o.Dev)] = true
+		case kernel.Uplink:
+			uplinks[alike(o.Dev)] = true
+		}
+	}
+	accept := func(in, to string) {
+		out = append(out, kernel.Guard{Rule: kernel.AcceptForward, Dev: in, Out: to})
+	}
+	for g := range gateways {
+		for other := range gateways {
+			accept(g, other)
+		}
+		for u := range uplinks {
+			accept(g, u)
+			accept(u, g)
+		}
+	}
+	return out
+}
+
+// alike is what the names of links of ours of one kind begin with, as iptables says
+// it, and of others the name.
+func alike(dev string) string {
+	if kind := len(kernel.Prefix) + 1; strings.HasPrefix(dev, kernel.Prefix) && len(dev) > kind {
+		return dev[:kind] + "+"
+	}
+	return dev
 }
 
 // uplinks are the links by which the world is reached: those of others that are up,

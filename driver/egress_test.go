@@ -43,7 +43,14 @@ func TestPlanEgress(t *testing.T) {
 	View{Registry: registry, Links: links}.planEgress(here, [][2]uint32{{3, 1}, {1, 9}, {2, 2}}, state)
 	want := `gateway dev is-b1 ipv6
 gateway dev is-p7
-guard accept-routed dev ` + `
+guard accept-forward dev eth0 out is-b+
+guard accept-forward dev eth0 out is-p+
+guard accept-forward dev is-b+ out eth0
+guard accept-forward dev is-b+ out is-b+
+guard accept-forward dev is-b+ out is-p+
+guard accept-forward dev is-p+ out eth0
+guard accept-forward dev is-p+ out is-b+
+guard accept-forward dev is-p+ out is-p+
 passage 1 3
 pool 10.1.0.0/16 network 1 nat
 pool 10.2.0.0/16 network 2 internal

@@ -2,8 +2,10 @@ package kernel
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -11,12 +13,11 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
-	"github.com/google/nftables/xt"
 	"golang.org/x/sys/unix"
 )
 
-// commentPrefix, followed by the link's name, is the comment by which we
-// recognise our rules in chains of others.
+// commentPrefix, followed by the name of a link or of two (in, out), is the comment by
+// which we recognise our rules in chains of others.
 const commentPrefix = "isthmus "
 
 // dockerChains are the chains of table filter that may hold our accept rules.
@@ -76,13 +77,21 @@ func (k *Linux) readFilters() ([]filter, error) {
 	return out, nil
 }
 
-// state reports whether dev's rule is where it belongs, and whether there is
+// acceptComment is that of the rule of g, and acceptOf the reverse.
+func acceptComment(g Guard) string { return strings.TrimSpace(commentPrefix + g.Dev + " " + g.Out) }
+
+func acceptOf(comment string) Guard {
+	in, out, _ := strings.Cut(strings.TrimPrefix(comment, commentPrefix), " ")
+	return Guard{Rule: AcceptForward, Dev: in, Out: out}
+}
+
+// state reports whether g's rule is where it belongs, and whether there is
 // any rule of it at all.
-func (f filter) state(dev string) (right, present bool) {
+func (f filter) state(g Guard) (right, present bool) {
 	n := 0
 	for chain, rules := range f.ours {
 		for _, r := range rules {
-			if r.comment == commentPrefix+dev {
+			if r.comment == acceptComment(g) {
 				n++
 				right = chain == f.target
 			}
@@ -99,115 +108,110 @@ func (k *Linux) dumpAccepts(state State) error {
 	if err != nil {
 		return err
 	}
-	devs := map[string]bool{}
+	guards := maps.Clone(k.granted)
 	for _, f := range filters {
 		for _, rules := range f.ours {
 			for _, r := range rules {
-				devs[strings.TrimPrefix(r.comment, commentPrefix)] = true
+				guards[acceptOf(r.comment)] = true
 			}
 		}
 	}
-	for dev := range k.granted {
-		devs[dev] = true
-	}
-	for dev := range devs {
+	for g := range guards {
 		all, any := true, false
 		for _, f := range filters {
-			right, present := f.state(dev)
+			right, present := f.state(g)
 			all, any = all && right, any || present
 		}
 		if any || all {
-			g := Guard{Dev: dev, Rule: AcceptForward, Broken: !all}
-			if dev == routedName {
-				g.Dev, g.Rule = "", AcceptRouted
-			}
+			g.Broken = !all
 			state.Put(g)
 		}
 	}
 	return nil
 }
 
-// routedName stands for what our own table marked, instead of a link's name.
-const routedName = "routed"
-
-func acceptName(g Guard) string {
-	if g.Rule == AcceptRouted {
-		return routedName
-	}
-	return g.Dev
-}
-
-// accepts is the rule of dev, as iptables-nft would write it, so that it can read
+// accepts is the rule of g, as iptables-nft would write it, so that it can read
 // the chain.
-func accepts(dev string) []expr.Any {
-	if dev == routedName {
-		// "-m mark --mark MARK/MARK -j ACCEPT": the match of xtables, with mark,
-		// mask and no inversion. Versions differ in whether they know nftables' own.
-		info := xt.Unknown(slices.Concat(native32(Mark), native32(Mark), make([]byte, 8)))
-		return []expr.Any{&expr.Match{Name: "mark", Rev: 1, Info: &info}, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept}}
-	}
-	// "-i DEV -o DEV -j ACCEPT": the name with one zero byte.
-	name := append([]byte(dev), 0)
+func accepts(g Guard) []expr.Any {
 	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
-		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, named(g.Dev),
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, named(cmp.Or(g.Out, g.Dev)),
 		&expr.Counter{},
 		&expr.Verdict{Kind: expr.VerdictAccept},
 	}
 }
 
-// acceptForward adds or removes the accept rules of dev. Only the filter
-// tables that iptables-nft makes are in reach: those of iptables-legacy are
-// not in nftables.
-func (k *Linux) acceptForward(action Action, dev string) error {
+// named compares with the name of a link, which ends with a zero byte; or, where it
+// ends with +, with what names begin with.
+func named(link string) expr.Any {
+	if begin, ok := strings.CutSuffix(link, "+"); ok {
+		return equals([]byte(begin)...)
+	}
+	return equals(append([]byte(link), 0)...)
+}
+
+// acceptForward adds or removes accept rules. Only the filter tables that
+// iptables-nft makes are in reach: those of iptables-legacy are not in nftables.
+func (k *Linux) acceptForward(ops []Op) error {
+	if len(ops) == 0 {
+		return nil
+	}
 	filters, err := k.readFilters()
 	if err != nil {
 		return err
 	}
-	delete(k.granted, dev)
 	conn, err := nftables.New(nftables.WithNetNSFd(int(k.ns)))
 	if err != nil {
 		return err
 	}
-	for _, f := range filters {
-		right, present := f.state(dev)
-		if right && present && action != Remove {
-			continue
-		}
-		table := &nftables.Table{Name: "filter", Family: f.family}
-		for chain, rules := range f.ours {
-			for _, r := range rules {
-				if r.comment != commentPrefix+dev {
-					continue
-				}
-				if err := conn.DelRule(&nftables.Rule{Table: table, Chain: &nftables.Chain{Name: chain}, Handle: r.handle}); err != nil {
-					return err
+	for _, op := range ops {
+		g := mended(op.Object).(Guard)
+		delete(k.granted, g)
+		for _, f := range filters {
+			right, present := f.state(g)
+			if right && present && op.Action != Remove {
+				continue
+			}
+			table := &nftables.Table{Name: "filter", Family: f.family}
+			for chain, rules := range f.ours {
+				for _, r := range rules {
+					if r.comment != acceptComment(g) {
+						continue
+					}
+					if err := conn.DelRule(&nftables.Rule{Table: table, Chain: &nftables.Chain{Name: chain}, Handle: r.handle}); err != nil {
+						return err
+					}
 				}
 			}
-		}
-		if action != Remove && f.target != "" {
-			conn.InsertRule(&nftables.Rule{
-				Table: table, Chain: &nftables.Chain{Name: f.target},
-				UserData: userdata.AppendString(nil, userdata.TypeComment, commentPrefix+dev),
-				Exprs:    accepts(dev),
-			})
+			if op.Action != Remove && f.target != "" {
+				conn.InsertRule(&nftables.Rule{
+					Table: table, Chain: &nftables.Chain{Name: f.target},
+					UserData: userdata.AppendString(nil, userdata.TypeComment, acceptComment(g)),
+					Exprs:    accepts(g),
+				})
+			}
 		}
 	}
 	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) { // flushed by somebody meanwhile: the next pass looks again
-		return err
+		return fmt.Errorf("write accept rules into Docker's chain: %w", err)
 	}
-	if action != Remove {
-		k.granted[dev] = true
-		k.warnLegacy(filters, dev)
+	var added []Guard
+	for _, op := range ops {
+		if op.Action != Remove {
+			added = append(added, mended(op.Object).(Guard))
+		}
 	}
+	for _, g := range added {
+		k.granted[g] = true
+	}
+	k.warnLegacy(filters, added)
 	return nil
 }
 
-// warnLegacy says once of bridges, and once of what is routed, that Docker's rules are where we cannot write.
-func (k *Linux) warnLegacy(filters []filter, dev string) {
-	if k.warned[dev == routedName] || filters[0].target == dockerChains[0] {
+// warnLegacy says once of each rule that Docker's rules are where we cannot write.
+func (k *Linux) warnLegacy(filters []filter, added []Guard) {
+	added = slices.DeleteFunc(added, func(g Guard) bool { return k.warned[g] })
+	if len(added) == 0 || filters[0].target == dockerChains[0] {
 		return
 	}
 	var names []byte
@@ -218,10 +222,10 @@ func (k *Linux) warnLegacy(filters []filter, dev string) {
 	if err != nil || !bytes.Contains(names, []byte("filter\n")) {
 		return
 	}
-	k.warned[dev == routedName] = true
-	match := fmt.Sprintf("-i %s -o %s", dev, dev)
-	if dev == routedName {
-		match = fmt.Sprintf("-m mark --mark %#x/%#x", Mark, Mark)
+	var commands []string
+	for _, g := range added {
+		k.warned[g] = true
+		commands = append(commands, fmt.Sprintf("iptables-legacy -I DOCKER-USER -i %s -o %s -j ACCEPT", g.Dev, cmp.Or(g.Out, g.Dev)))
 	}
-	k.log.WithField("link", dev).Warnf("the firewall of this host is iptables-legacy, which isthmus does not change: if containers cannot reach others on their own host or elsewhere, run: iptables-legacy -I DOCKER-USER %s -j ACCEPT, and the same with ip6tables-legacy", match)
+	k.log.Warnf("the firewall of this host is iptables-legacy, which isthmus does not change: if containers cannot reach others on their own host or elsewhere, run: %s; and the same with ip6tables-legacy", strings.Join(commands, "; "))
 }

@@ -134,7 +134,7 @@ func TestLinuxGuards(t *testing.T) {
 				}
 				return n
 			}
-			chain := "prerouting"
+			chain := "refused"
 			if kind == kernel.Veth {
 				chain = "input"
 			}
@@ -324,8 +324,7 @@ func TestLinuxForwardLegacy(t *testing.T) {
 	if n := strings.Count(out.String(), "level=warning"); n != 1 {
 		t.Errorf("%d warnings: %s", n, out.String())
 	}
-	// Of what is routed it is one rule, whatever the links.
-	want.Put(kernel.Guard{Rule: kernel.AcceptRouted})
+	want.Put(accept("is-b+", "eth0"), accept("eth0", "is-b+"))
 	apply(t, k, want)
-	contains(t, out.String(), "iptables-legacy -I DOCKER-USER -m mark --mark 0x10000000/0x10000000 -j ACCEPT")
+	contains(t, out.String(), "iptables-legacy -I DOCKER-USER -i eth0 -o is-b+ -j ACCEPT; iptables-legacy -I DOCKER-USER -i is-b+ -o eth0 -j ACCEPT; and the same")
 }

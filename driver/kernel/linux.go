@@ -45,8 +45,8 @@ type Linux struct {
 
 	mu      sync.Mutex
 	heeded  atomic.Pointer[map[string]bool]
-	granted map[string]bool // AcceptForward guards that needed no rule, see accept.go
-	warned  map[bool]bool   // of iptables-legacy; true: for what is routed
+	granted map[Guard]bool // AcceptForward guards that needed no rule, see accept.go
+	warned  map[Guard]bool // of iptables-legacy
 }
 
 var _ Kernel = (*Linux)(nil)
@@ -56,7 +56,7 @@ var _ Kernel = (*Linux)(nil)
 func Open(c Config) (*Linux, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	k := &Linux{log: c.Log, dir: cmp.Or(c.Sandboxes, Sandboxes), ns: netns.None(), send: -1, granted: map[string]bool{}, warned: map[bool]bool{}, raw: map[int]*nl.SocketHandle{}}
+	k := &Linux{log: c.Log, dir: cmp.Or(c.Sandboxes, Sandboxes), ns: netns.None(), send: -1, granted: map[Guard]bool{}, warned: map[Guard]bool{}, raw: map[int]*nl.SocketHandle{}}
 	if err := k.open(); err != nil {
 		k.Close()
 		return nil, fmt.Errorf("open kernel: %w", err)

@@ -7,15 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
-	"github.com/google/nftables/userdata"
-	"golang.org/x/sys/unix"
 )
-
-// nothing is in a dump where there is a table of ours that guards nothing.
-var nothing = Guard{Rule: DropInput, Broken: true}
 
 // guard does a run of operations on guards and on what routes: our tables are
 // replaced in one transaction, so that there is no moment without them. The first
@@ -23,7 +15,7 @@ var nothing = Guard{Rule: DropInput, Broken: true}
 // that make no sense.
 func (k *Linux) guard(ops []Op) (tables, others error) {
 	have := State{}
-	if err := k.dumpOwnTables(have); err != nil {
+	if err := k.dumpTables(have); err != nil {
 		return fmt.Errorf("read nftables: %w", err), nil
 	}
 	want := State{}
@@ -32,7 +24,7 @@ func (k *Linux) guard(ops []Op) (tables, others error) {
 			want.Put(mended(o))
 		}
 	}
-	var accept []Op
+	var accepts []Op
 	var names []string
 	for _, op := range ops {
 		names = append(names, fmt.Sprintf("%s %s", op.Action, op.Object.Key()))
@@ -42,10 +34,8 @@ func (k *Linux) guard(ops []Op) (tables, others error) {
 			delete(want, op.Object.Key())
 		case !ok:
 			want.Put(mended(op.Object))
-		case g.Rule == AcceptForward, g.Rule == AcceptRouted:
-			accept = append(accept, op)
-		case !placed(g):
-			return fmt.Errorf("%s %s: unknown rule", op.Action, g.Key()), nil
+		case g.Rule == AcceptForward:
+			accepts = append(accepts, op)
 		case op.Action == Remove:
 			delete(want, g.Key())
 		default:
@@ -55,23 +45,21 @@ func (k *Linux) guard(ops []Op) (tables, others error) {
 	}
 	var errs []error
 	for _, key := range slices.SortedFunc(maps.Keys(want), CompareKeys) {
-		if err := checkRouting(want[key], want); err != nil {
+		if err := checkObject(want[key], want); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", key, err))
 			delete(want, key)
 		}
 	}
 	if !maps.Equal(have, want) {
-		if err := k.writeOwnTables(want); err != nil {
+		if err := k.writeTables(want); err != nil {
 			tables = fmt.Errorf("write nftables tables %s (%s): %w", TableName, strings.Join(names, ", "), err)
 		}
 	}
 	if err := k.configured(ops, have); err != nil {
 		errs = append(errs, err)
 	}
-	for _, op := range accept {
-		if err := k.acceptForward(op.Action, acceptName(op.Object.(Guard))); err != nil {
-			errs = append(errs, fmt.Errorf("%s %s: %w", op.Action, op.Object.Key(), err))
-		}
+	if err := k.acceptForward(accepts); err != nil {
+		errs = append(errs, err)
 	}
 	return tables, errors.Join(errs...)
 }
@@ -93,7 +81,7 @@ func mended(o Object) Object {
 }
 
 func (k *Linux) dumpGuards(state State) error {
-	if err := k.dumpOwnTables(state); err != nil {
+	if err := k.dumpTables(state); err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
 	if err := k.dumpConfigured(state); err != nil {
@@ -105,183 +93,54 @@ func (k *Linux) dumpGuards(state State) error {
 	return nil
 }
 
-// dumpOwnTables adds the guards in our tables to state, and what routes. A guard
-// that is not in all of them, or in one that is not as we make it, is broken; where
-// what routes is not as we make it, there is nothing.
-func (k *Linux) dumpOwnTables(state State) error {
-	conn, err := nftables.New(nftables.WithNetNSFd(int(k.ns)), nftables.AsLasting())
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.CloseLasting() }()
-	tables, err := conn.ListTables()
-	if err != nil {
-		return err
-	}
-	found, routed, comments := false, State{}, map[string][]string{}
-	whole := true
-	held, all := map[nftables.TableFamily]State{}, State{}
-	for _, t := range tables {
-		i := slices.IndexFunc(ownTables, func(own table) bool { return t.Name == TableName && t.Family == own.family })
-		if i < 0 {
-			continue
-		}
-		found = true
-		if held[t.Family], err = ownTables[i].read(conn, t, comments); err != nil {
-			return fmt.Errorf("table %s: %w", t.Name, err)
-		}
-		maps.Copy(all, held[t.Family])
-		if t.Family == nftables.TableFamilyINet {
-			if routed, whole, err = k.readRouting(conn, t, held[t.Family]); err != nil {
-				return fmt.Errorf("table %s: %w", t.Name, err)
+// configured sets right, of a run of operations, what is no rule: sysctls, and
+// the connections that follow an earlier rule. In a dump those come as Broken.
+func (k *Linux) configured(ops []Op, before State) error {
+	var errs []error
+	var moved []Publish
+	for _, op := range ops {
+		var err error
+		switch o := op.Object.(type) {
+		case Gateway:
+			err = k.setGateway(op.Action, o)
+		case Uplink:
+			old, _ := before[o.Key()].(Uplink)
+			err = k.setUplink(op.Action, o, old)
+		case Publish:
+			if op.Action == Remove {
+				o.To = netip.AddrPort{}
 			}
-			maps.Copy(state, routed)
+			moved = append(moved, o)
 		}
-	}
-	intact := true
-	for _, own := range ownTables {
-		for _, c := range own.chains {
-			intact = intact && slices.Equal(comments[own.path(c)], c.comments(all))
-		}
-	}
-	for key, g := range all {
-		g := g.(Guard)
-		g.Broken = !intact
-		for _, own := range ownTables {
-			belongs := slices.ContainsFunc(own.sets, func(s set) bool { return s.put(g) != nil })
-			g.Broken = g.Broken || belongs && held[own.family][key] == nil
-		}
-		state.Put(g)
-	}
-	if found && len(all)+len(routed) == 0 || !whole {
-		state.Put(nothing)
-	}
-	return nil
-}
-
-func (own table) path(c chain) string { return fmt.Sprint(own.family, " ", c.name) }
-
-// read returns the guards of one of our tables, and adds the comments of all
-// rules in each of its chains.
-func (own table) read(conn *nftables.Conn, t *nftables.Table, comments map[string][]string) (State, error) {
-	guards := State{}
-	sets, err := conn.GetSets(t)
-	if err != nil {
-		return nil, err
-	}
-	for _, s := range own.sets {
-		i := slices.IndexFunc(sets, func(o *nftables.Set) bool { return o.Name == s.name })
-		if i < 0 {
-			continue
-		}
-		elements, err := conn.GetSetElements(sets[i])
 		if err != nil {
-			return nil, err
-		}
-		for _, e := range elements {
-			guards.Put(s.get(e.Key))
+			errs = append(errs, fmt.Errorf("%s %s: %w", op.Action, op.Object.Key(), err))
 		}
 	}
-	for _, c := range own.chains {
-		rules, err := conn.GetRules(t, &nftables.Chain{Name: c.name, Table: t})
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return nil, err
-		}
-		for _, r := range rules {
-			text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
-			comments[own.path(c)] = append(comments[own.path(c)], text)
-			if end, ok := strings.CutPrefix(text, c.mark()); ok {
-				if end, err := netip.ParseAddrPort(end); err == nil {
-					guards.Put(Guard{Rule: c.tunnel, Tunnel: end})
-				}
-			}
-		}
+	if err := k.forgetFlows(moved); err != nil {
+		errs = append(errs, fmt.Errorf("forget connections to published ports: %w", err))
 	}
-	return guards, nil
+	return errors.Join(errs...)
 }
 
-// writeOwnTables replaces our tables by what want says; where that is nothing,
-// there is no table.
-func (k *Linux) writeOwnTables(want State) error {
-	guards := guardsOf(want)
-	routed := renderRouting(want)
-	conn, err := nftables.New(nftables.WithNetNSFd(int(k.ns)))
+// dumpConfigured marks as broken what lacks its sysctls, or ports that lack their mode.
+func (k *Linux) dumpConfigured(state State) error {
+	routing := sorted(state)
+	if len(routing.gateways)+len(routing.uplinks) == 0 {
+		return nil
+	}
+	lacks, err := k.lacksHairpin(routing.gateways)
 	if err != nil {
 		return err
 	}
-	for _, own := range ownTables {
-		t := &nftables.Table{Name: TableName, Family: own.family}
-		conn.AddTable(t) // deleting what is not there would fail
-		conn.DelTable(t)
-		routes := own.family == nftables.TableFamilyINet && len(routed.sets) > 0
-		if len(guards) == 0 && !routes {
-			continue
+	return inside(int(k.ns), func() error {
+		for _, g := range routing.gateways {
+			g.Broken = !forwards(g.Dev, g.IPv6) || readConf("ipv4", g.Dev, "route_localnet") != "1" || len(lacks[g.Dev]) > 0
+			state.Put(g)
 		}
-		conn.AddTable(t)
-		if err := own.write(conn, t, guards); err != nil {
-			return err
+		for _, u := range routing.uplinks {
+			u.Broken = !forwards(u.Dev, u.IPv6)
+			state.Put(u)
 		}
-		if routes {
-			if err := routed.write(conn, t); err != nil {
-				return err
-			}
-		}
-	}
-	return conn.Flush()
-}
-
-// write fills the new table t.
-func (own table) write(conn *nftables.Conn, t *nftables.Table, guards State) error {
-	ids := map[string]uint32{}
-	for i, s := range own.sets {
-		made := &nftables.Set{
-			ID:    uint32(own.family)<<8 + uint32(i), // of its own in the transaction
-			Table: t, Name: s.name, KeyType: s.key, KeyByteOrder: s.order,
-		}
-		if err := conn.AddSet(made, nil); err != nil {
-			return err
-		}
-		var elements []nftables.SetElement
-		for _, key := range s.elements(guards) {
-			elements = append(elements, nftables.SetElement{Key: key})
-		}
-		for part := range slices.Chunk(elements, 500) { // an attribute holds 64 kB
-			if err := conn.SetAddElements(made, part); err != nil {
-				return err
-			}
-		}
-		ids[s.name] = made.ID
-	}
-	policy := nftables.ChainPolicyAccept
-	for _, c := range own.chains {
-		comments := c.comments(guards)
-		if len(comments) == 0 {
-			continue
-		}
-		added := conn.AddChain(&nftables.Chain{Name: c.name, Table: t, Type: nftables.ChainTypeFilter,
-			Hooknum: c.hook, Priority: nftables.ChainPriorityRef(c.priority), Policy: &policy})
-		add := func(comment string, exprs []expr.Any) {
-			for _, e := range exprs {
-				if l, ok := e.(*expr.Lookup); ok {
-					l.SetID = ids[l.SetName]
-				}
-			}
-			conn.AddRule(&nftables.Rule{Table: t, Chain: added, Exprs: exprs, UserData: userdata.AppendString(nil, userdata.TypeComment, comment)})
-		}
-		for _, conditions := range c.drops {
-			if len(conditions[0].set.elements(guards)) == 0 {
-				continue
-			}
-			var exprs []expr.Any
-			for _, is := range conditions {
-				exprs = append(exprs, &expr.Meta{Key: is.key, Register: 1},
-					&expr.Lookup{SourceRegister: 1, SetName: is.set.name, Invert: is.not})
-			}
-			add(layout, append(exprs, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}))
-		}
-		for _, end := range c.tunnels(guards) {
-			add(c.mark()+end.String(), c.rule(end))
-		}
-	}
-	return nil
+		return nil
+	})
 }

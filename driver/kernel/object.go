@@ -61,6 +61,7 @@ type Guard struct {
 	Rule   GuardRule
 	Tunnel netip.AddrPort // of NoTrack and DropStrangers, instead of Dev: VTEP of this host and UDP port
 	Peer   netip.Addr     // of Admit, instead of Dev: VTEP of another host
+	Out    string         // of AcceptForward: the link that it leaves by, if another one
 	// Broken says, in a dump, that only a part of it is there (somebody flushed
 	// a chain). Nobody wants that, so Diff sets it right.
 	Broken bool
@@ -92,14 +93,12 @@ const (
 	// Admit takes the VTEP Peer out of DropStrangers: sets admitted4 and
 	// admitted6 of table inet isthmus.
 	Admit GuardRule = "admit"
-	// AcceptForward lets frames pass from Dev to Dev where br_netfilter shows
-	// bridged frames to Docker's FORWARD chain with policy DROP: iifname Dev
-	// oifname Dev accept, in DOCKER-USER where FORWARD leads to it, else FORWARD, of
-	// tables ip filter and ip6 filter.
+	// AcceptForward lets pass what is forwarded from Dev to Out, where Docker's FORWARD
+	// chain with policy DROP would not: iifname Dev oifname Out accept, in DOCKER-USER
+	// where FORWARD leads to it, else FORWARD, of tables ip filter and ip6 filter. A
+	// name that ends with + stands for all that begin so. Without Out it is from Dev to
+	// itself: frames of a bridge, which br_netfilter shows there.
 	AcceptForward GuardRule = "accept-forward"
-	// AcceptRouted lets pass, in the same chains, what our own table marked as
-	// going between a Gateway and another one or an Uplink. It has no Dev.
-	AcceptRouted GuardRule = "accept-routed"
 )
 
 func (l Link) Key() Key { return Key{"link", l.Name, ""} }
@@ -117,7 +116,7 @@ func (g Guard) Key() Key {
 	case g.Peer.IsValid():
 		return Key{"guard", g.Dev, string(g.Rule) + " " + g.Peer.String()}
 	}
-	return Key{"guard", g.Dev, string(g.Rule)}
+	return Key{"guard", g.Dev, strings.TrimSpace(string(g.Rule) + " " + g.Out)}
 }
 
 func (f FDB) String() string   { return fmt.Sprintf("fdb %s dev %s dst %s", f.MAC, f.Dev, f.Dst) }
@@ -129,6 +128,8 @@ func (g Guard) String() string {
 		text = fmt.Sprintf("guard %s tunnel %s", g.Rule, g.Tunnel)
 	case g.Peer.IsValid():
 		text = fmt.Sprintf("guard %s peer %s", g.Rule, g.Peer)
+	case g.Out != "":
+		text += " out " + g.Out
 	}
 	if g.Broken {
 		text += " broken"

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -9,12 +10,8 @@ import (
 )
 
 // This file is what the firewall holds of networks that this host routes for:
-// all of it lies in our own table, and is replaced in the same transaction as
-// the guards. ruleset.go says in which rules.
-
-// Mark is the bit by which the rule in Docker's chain (AcceptRouted) knows what
-// our own table lets pass. It is set and cleared within the forwarding of one packet.
-const Mark = 0x10000000
+// all of it lies in our own table inet, with the guards. ruleset_chains.go says in
+// which rules.
 
 // Gateway is a link of ours on which this host is the router of a network: a
 // bridge, or the host end of one endpoint's veth. It forwards what comes from
@@ -141,9 +138,17 @@ func routes(o Object) bool {
 	return false
 }
 
-// checkRouting says why an object cannot be among the others of want.
-func checkRouting(o Object, want State) error {
+// checkObject says why an object cannot be among the others of want.
+func checkObject(o Object, want State) error {
 	switch o := o.(type) {
+	case Guard:
+		switch {
+		case o.Rule == DropInput || o.Rule == DropBridgeInput:
+			return checkDev(o.Dev)
+		case o.Rule == Admit && o.Peer.IsValid(), (o.Rule == NoTrack || o.Rule == DropStrangers) && o.Tunnel.IsValid():
+			return nil
+		}
+		return errors.New("unknown rule")
 	case Gateway:
 		return checkDev(o.Dev)
 	case Uplink:

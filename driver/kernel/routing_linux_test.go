@@ -78,7 +78,7 @@ func newSite(t *testing.T) *site {
 		kernel.Gateway{Dev: "is-b1", IPv6: true}, kernel.Gateway{Dev: "is-b2", IPv6: true}, kernel.Uplink{Dev: "eth0", IPv6: true},
 		kernel.Pool{Prefix: prefix("10.1.0.0/16"), Network: 1, NAT: true}, kernel.Pool{Prefix: prefix("fd01::/64"), Network: 1, NAT: true},
 		kernel.Pool{Prefix: prefix("10.2.0.0/16"), Network: 2, NAT: true}, kernel.Pool{Prefix: prefix("fd02::/64"), Network: 2, NAT: true},
-		kernel.Guard{Rule: kernel.AcceptRouted},
+		accept("is-b+", "is-b+"), accept("is-b+", "eth0"), accept("eth0", "is-b+"),
 		kernel.Guard{Rule: kernel.NoTrack, Tunnel: netip.MustParseAddrPort("192.0.2.1:8475")},
 	)
 	apply(t, s.k, s.want)
@@ -96,6 +96,10 @@ func newSite(t *testing.T) *site {
 		c.sh("ip addr add %s.%d/16 dev eth0; ip -6 addr add %s:%d/64 dev eth0 nodad; ip link set eth0 up; ip route add default via %s.1; ip -6 route add default via %s:1", c.net4, c.n, c.net6, c.n, c.net4, c.net6)
 	}
 	return s
+}
+
+func accept(in, out string) kernel.Guard {
+	return kernel.Guard{Rule: kernel.AcceptForward, Dev: in, Out: out}
 }
 
 func publish(proto, host, to string) kernel.Publish {
@@ -242,7 +246,7 @@ func testEgress(t *testing.T, s *site) {
 	harm := []string{
 		"nft flush ruleset; iptables-nft -P FORWARD DROP; iptables-nft -N DOCKER-USER; iptables-nft -A FORWARD -j DOCKER-USER",
 		"iptables-nft -F DOCKER-USER", "nft flush chain inet isthmus egress", "nft flush chain inet isthmus translate",
-		"nft flush set inet isthmus pools4", "nft flush set inet isthmus gateways", "nft delete element inet isthmus uplinks '{ eth0 }'",
+		"nft flush set inet isthmus pools4", "nft flush set inet isthmus gateways", "nft flush map inet isthmus links", "nft delete element inet isthmus uplinks '{ eth0 }'",
 		"nft flush chain inet isthmus from_1", "nft flush map inet isthmus every4", "nft delete table inet isthmus",
 		"echo 0 > /proc/sys/net/ipv4/conf/is-b1/forwarding", "echo 0 > /proc/sys/net/ipv4/conf/is-b1/route_localnet",
 	}
@@ -259,7 +263,7 @@ func testEgress(t *testing.T, s *site) {
 
 	// What saves and restores rules turns our mark into another form.
 	s.sh("for t in iptables-nft ip6tables-nft; do $t-save | $t-restore; done")
-	contains(t, s.sh("iptables-nft -S DOCKER-USER"), "-A DOCKER-USER -m mark --mark 0x10000000/0x10000000 -m comment --comment \"isthmus routed\" -j ACCEPT")
+	contains(t, s.sh("iptables-nft -S DOCKER-USER"), "-A DOCKER-USER -i is-b+ -o eth0 -m comment --comment \"isthmus is-b+ eth0\" -j ACCEPT")
 	if ops := apply(t, s.k, s.want); len(ops) != 0 {
 		t.Errorf("not recognised after restoring:\n%s", text(ops))
 	}
@@ -317,8 +321,8 @@ func testPublish(t *testing.T, s *site) {
 	if got, err := s.one.ask("udp", "127.0.0.1:9000", net.Dialer{LocalAddr: &net.UDPAddr{IP: net.IPv4(10, 1, 0, 2)}}); err == nil {
 		t.Errorf("a container reaches the host's loopback: %q", got)
 	}
-	if !strings.Contains(s.sh("nft list chain inet isthmus arrive"), "counter packets") || strings.Contains(s.sh("nft list chain inet isthmus arrive"), "counter packets 0 ") {
-		t.Errorf("nothing came, the test shows nothing:\n%s", s.sh("nft list chain inet isthmus arrive"))
+	if !strings.Contains(s.sh("nft list chain inet isthmus sent"), "counter packets") || strings.Contains(s.sh("nft list chain inet isthmus sent"), "counter packets 0 ") {
+		t.Errorf("nothing came, the test shows nothing:\n%s", s.sh("nft list chain inet isthmus sent"))
 	}
 
 	// A client of UDP that goes on sending from one port is led to the new target at
@@ -469,7 +473,7 @@ func TestLinuxRoutingReadsBack(t *testing.T) {
 	apply(t, k, want)
 	// In nft's own words and order: what testdata says, but for counters and comments.
 	table := s.sh("nft list table inet isthmus")
-	for _, part := range []string{"10.2.0.0/16 : jump into_2", "iifname . ip saddr != @sources4", "dnat ip to ip daddr . meta l4proto . th dport map @ports4",
+	for _, part := range []string{"10.2.0.0/16 : jump into_2", "iifname . ip saddr @sources4 goto sent", "\"is-v9\" : goto refused", "\"is-p0123456789a\" : goto checked", "iifname vmap @links", "dnat ip to ip daddr . meta l4proto . th dport map @ports4",
 		"fib daddr type local dnat ip6 to meta l4proto . th dport map @every6", "tcp . 21499 : 10.1.0.2 . 21499", "127.0.0.1 . sctp . 3868 : 10.1.0.4 . 3868",
 		`"is-p0123456789a" . 10.3.0.7`, "meta pkttype != host return", "255.255.0.0/16 : jump from_5"} {
 		contains(t, table, part)
@@ -490,7 +494,7 @@ func TestLinuxNoRedirects(t *testing.T) {
 	s := newSpace(t)
 	k := s.open()
 	want := stateOf(kernel.Link{Name: "is-b1", Kind: kernel.Bridge, MTU: 1500}, kernel.Gateway{Dev: "is-b1"}, kernel.Addr{Dev: "is-b1", Prefix: prefix("10.1.0.1/32")},
-		kernel.FIB{Dst: prefix("10.1.0.2/32"), Dev: "is-b1"}, kernel.FIB{Dst: prefix("10.1.0.3/32"), Dev: "is-b1"}, kernel.Guard{Rule: kernel.AcceptRouted})
+		kernel.FIB{Dst: prefix("10.1.0.2/32"), Dev: "is-b1"}, kernel.FIB{Dst: prefix("10.1.0.3/32"), Dev: "is-b1"})
 	apply(t, k, want)
 	boxes := map[string]*space{"10.1.0.2": newSpace(t), "10.1.0.3": newSpace(t)}
 	for ip, box := range boxes {
@@ -501,7 +505,7 @@ func TestLinuxNoRedirects(t *testing.T) {
 	apply(t, k, want)
 	one := boxes["10.1.0.2"]
 	await(t, "an answer", func() error { _, err := one.try("ping -c 1 -W 1 10.1.0.3"); return err })
-	if out := s.sh("nft list chain inet isthmus leave"); !strings.Contains(out, "icmp type redirect oifname @gateways counter packets") || strings.Contains(out, "icmp type redirect oifname @gateways counter packets 0 ") {
+	if out := s.sh("nft list chain inet isthmus output"); !strings.Contains(out, "icmp type redirect oifname @gateways counter packets") || strings.Contains(out, "icmp type redirect oifname @gateways counter packets 0 ") {
 		t.Errorf("the kernel told it nothing, which shows nothing:\n%s", out)
 	}
 	if out := one.sh("ip route get 10.1.0.3"); !strings.Contains(out, "via 10.1.0.1") {

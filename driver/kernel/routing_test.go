@@ -18,7 +18,8 @@ import (
 var update = flag.Bool("update", false, "write testdata again")
 
 // typical is a host with a translated network, an internal one, a routed endpoint
-// of a third one, and one of another address space in the same subnet.
+// of a third one, one of another address space in the same subnet, and two segments
+// that it only bridges.
 func typical() kernel.State {
 	pool := func(p string, network uint32, nat, internal bool) kernel.Pool {
 		return kernel.Pool{Prefix: netip.MustParsePrefix(p), Network: network, NAT: nat, Internal: internal}
@@ -28,6 +29,9 @@ func typical() kernel.State {
 	}
 	return stateOf(
 		kernel.Guard{Rule: kernel.NoTrack, Tunnel: netip.MustParseAddrPort("192.0.2.1:8475")},
+		kernel.Guard{Rule: kernel.DropStrangers, Tunnel: netip.MustParseAddrPort("192.0.2.1:8475")},
+		kernel.Guard{Rule: kernel.Admit, Peer: netip.MustParseAddr("192.0.2.9")},
+		kernel.Guard{Rule: kernel.DropInput, Dev: "is-v9"}, kernel.Guard{Rule: kernel.DropBridgeInput, Dev: "is-b9"},
 		kernel.Gateway{Dev: "is-b1", IPv6: true}, kernel.Gateway{Dev: "is-b2"}, kernel.Gateway{Dev: "is-p0123456789a"},
 		kernel.Uplink{Dev: "eth0", IPv6: true}, kernel.Uplink{Dev: "eth1", Forward: true},
 		pool("10.1.0.0/16", 1, true, false), pool("fd01::/64", 1, true, false), pool("10.2.0.0/16", 2, false, true),
@@ -40,9 +44,9 @@ func typical() kernel.State {
 }
 
 // The whole of what a typical host has is in testdata, to be read.
-func TestRenderRouting(t *testing.T) {
-	const file = "testdata/routing.nft"
-	got := kernel.RenderRouting(typical())
+func TestRender(t *testing.T) {
+	const file = "testdata/tables.nft"
+	got := kernel.Render(typical())
 	if *update {
 		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
@@ -55,21 +59,21 @@ func TestRenderRouting(t *testing.T) {
 	if diff := cmp.Diff(string(want), got); diff != "" {
 		t.Errorf("%s differs (-want +got); look at it, and run the test with -update:\n%s", file, diff)
 	}
-	if got := kernel.RenderRouting(stateOf(kernel.Guard{Rule: kernel.NoTrack, Tunnel: netip.MustParseAddrPort("192.0.2.1:8475")})); got != "" {
-		t.Errorf("without anything routed:\n%s", got)
+	if got := kernel.Render(stateOf()); got != "" {
+		t.Errorf("for nothing:\n%s", got)
 	}
 }
 
 // Each network's chain lets through what a Passage allows, in both directions, and
 // drops what is routed from an internal one last.
-func TestRenderRoutingIsolates(t *testing.T) {
-	text := kernel.RenderRouting(typical())
+func TestRenderIsolates(t *testing.T) {
+	text := kernel.Render(typical())
 	chain := func(name string) string {
-		_, rest, ok := strings.Cut(text, "chain "+name+" {\n")
+		_, rest, ok := strings.Cut(text, "\tchain "+name+" {\n")
 		if !ok {
 			t.Fatalf("no chain %s in\n%s", name, text)
 		}
-		body, _, _ := strings.Cut(rest, "}\n")
+		body, _, _ := strings.Cut(rest, "\t}\n")
 		return body
 	}
 	for _, c := range []struct {

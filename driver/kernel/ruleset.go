@@ -11,14 +11,24 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 )
 
-// This file is pure: what our table holds for the networks that are routed here,
-// as values that print themselves as nft does. statement.go has their words, and
-// nft_routing.go writes and reads them.
+// This file is pure: what our tables hold, as values that print themselves as nft
+// does. ruleset_chains.go has the rules, statement.go their words, and nft_tables.go
+// writes and reads them.
 
-// ruleset is that part of table inet isthmus.
+// TableName is the name of our nftables tables, in the families inet and arp.
+const TableName = "isthmus"
+
+// layout begins the comment of each rule of ours, and the object that is found by it
+// follows. Tables of another layout, or with other rules, are replaced.
+const layout = "isthmus layout 5"
+
+// ruleset is a table of ours.
 type ruleset struct {
+	family nftables.TableFamily
+	word   string // of nft, for the family
 	sets   []ruleSet
 	chains []ruleChain
 }
@@ -37,7 +47,13 @@ type element struct {
 	text     string // empty of the end of an interval
 	key, val []byte
 	end      bool
-	jump     string // of a verdict map: to this chain
+	to       string // of a verdict map: this chain
+	kind     expr.VerdictKind
+}
+
+// verdict is an element that leads to a chain: goto, or jump and back.
+func verdictElement(text string, key []byte, kind expr.VerdictKind, to string) element {
+	return element{text: fmt.Sprintf("%s : %s %s", text, map[expr.VerdictKind]string{expr.VerdictGoto: "goto", expr.VerdictJump: "jump"}[kind], to), key: key, to: to, kind: kind}
 }
 
 // ruleChain is a base chain, or one that others jump to.
@@ -45,7 +61,7 @@ type ruleChain struct {
 	name     string
 	typ      nftables.ChainType // empty: no base chain
 	hook     *nftables.ChainHook
-	hookName string
+	word     string // of nft, for the hook; empty: as the chain
 	priority nftables.ChainPriority
 	rules    []rule
 }
@@ -61,43 +77,90 @@ func (r rule) comment() string { return strings.TrimSpace(layout + " " + r.objec
 // protocols are those that a port can be published of.
 var protocols = map[string]byte{"tcp": 6, "udp": 17, "sctp": 132}
 
-// RenderRouting prints the part of table inet isthmus that holds the Gateways,
-// Uplinks, Sources, Pools, Passages and Publishes of state, as nft does: empty
-// for none. Guards matter for the ports of tunnels only.
-func RenderRouting(state State) string { return renderRouting(state).String() }
+// Render prints our tables as nft does, for what of state is in them: empty for
+// nothing.
+func Render(state State) string {
+	var b strings.Builder
+	for _, r := range render(state) {
+		b.WriteString(r.String())
+	}
+	return b.String()
+}
 
-// renderRouting says what the objects of state mean.
-func renderRouting(state State) ruleset {
+// render says what the objects of state mean.
+func render(state State) []ruleset {
 	s := sorted(state)
-	if len(s.gateways)+len(s.uplinks)+len(s.sources)+len(s.pools)+len(s.publishes) == 0 {
-		return ruleset{}
-	}
-	var r ruleset
-	r.sets = append(r.sets, s.linkSets()...)
+	inet, arp := ruleset{family: nftables.TableFamilyINet, word: "inet"}, ruleset{family: nftables.TableFamilyARP, word: "arp"}
+	inet.sets = append(s.linkSets(), s.peerSets()...)
 	for _, f := range families {
-		r.sets = append(r.sets, s.addressSets(f)...)
+		inet.sets = append(inet.sets, s.addressSets(f)...)
 	}
-	// -305: behind the guards, before all others.
-	for _, c := range []ruleChain{
-		{name: "arrive", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, hookName: "prerouting", priority: -305, rules: s.arrive()},
-		{name: "deliver", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, hookName: "input", priority: -305, rules: s.spoofed()},
-		{name: "outward", rules: s.outward()},
-		{name: "pass", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, hookName: "forward", priority: -305, rules: s.route()},
-		{name: "leave", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, hookName: "postrouting", priority: -305, rules: s.leave()},
+	filter := func(name string, hook *nftables.ChainHook, rules []rule) ruleChain {
+		// Before all others, and before connections are tracked at -200.
+		return ruleChain{name: name, typ: nftables.ChainTypeFilter, hook: hook, priority: -310, rules: rules}
+	}
+	nat := func(name string, hook *nftables.ChainHook, word string, priority nftables.ChainPriority, rules []rule) ruleChain {
+		return ruleChain{name: name, typ: nftables.ChainTypeNAT, hook: hook, word: word, priority: priority, rules: rules}
+	}
+	inet.keep(
+		filter("prerouting", nftables.ChainHookPrerouting, s.prerouting()),
+		ruleChain{name: "refused", rules: s.refused()},
+		ruleChain{name: "checked", rules: s.checked()},
+		ruleChain{name: "sent", rules: s.sent()},
+		filter("input", nftables.ChainHookInput, s.input()),
+		filter("forward", nftables.ChainHookForward, s.forward()),
+		ruleChain{name: "clamp", rules: s.clamp()},
+		filter("output", nftables.ChainHookOutput, s.output()),
 		// Before those of others, at -100 and 100: the first one that translates counts.
-		{name: "published", rules: s.published()},
-		{name: "publish", typ: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, hookName: "prerouting", priority: -105, rules: s.publish()},
-		{name: "publish_own", typ: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, hookName: "output", priority: -105, rules: s.publishOwn()},
-		{name: "translate", rules: s.masquerade()},
-		{name: "egress", typ: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, hookName: "postrouting", priority: 95, rules: s.egress()},
-	} {
+		ruleChain{name: "published", rules: s.published()},
+		nat("publish", nftables.ChainHookPrerouting, "prerouting", -105, s.publish()),
+		nat("publish_own", nftables.ChainHookOutput, "output", -105, s.publishOwn()),
+		ruleChain{name: "translate", rules: s.masquerade()},
+		nat("egress", nftables.ChainHookPostrouting, "postrouting", 95, s.egress()),
+	)
+	inet.keep(s.networkChains()...)
+	arp.sets = []ruleSet{linkSet("drop_links", s.dropLinks), linkSet("drop_bridges", s.dropBridges)}
+	arp.keep(ruleChain{name: "input", typ: nftables.ChainTypeFilter, hook: nftables.ChainHookRef(0), rules: s.inputARP()})
+	return []ruleset{inet.trimmed(), arp.trimmed()}
+}
+
+// keep adds the chains that have rules: each that is entered costs every packet of
+// the host something.
+func (r *ruleset) keep(chains ...ruleChain) {
+	for _, c := range chains {
 		if len(c.rules) > 0 {
 			r.chains = append(r.chains, c)
 		}
 	}
-	r.chains = append(r.chains, s.networkChains()...)
+}
+
+// trimmed leaves out the sets that hold nothing, and that no rule asks.
+func (r ruleset) trimmed() ruleset {
+	asked := map[string]bool{}
+	for _, c := range r.chains {
+		for _, rule := range c.rules {
+			for _, l := range rule.lookups() {
+				asked[l.SetName] = true
+			}
+		}
+	}
+	r.sets = slices.DeleteFunc(r.sets, func(s ruleSet) bool { return len(s.elements) == 0 && !asked[s.name] })
 	return r
 }
+
+// lookups are the questions of r to sets.
+func (r rule) lookups() (out []*expr.Lookup) {
+	for _, s := range r.statements {
+		for _, e := range s.exprs {
+			if l, ok := e.(*expr.Lookup); ok {
+				out = append(out, l)
+			}
+		}
+	}
+	return out
+}
+
+func (r ruleset) empty() bool { return len(r.sets)+len(r.chains) == 0 }
 
 // routing is a state by kinds, each sorted.
 type routing struct {
@@ -107,7 +170,19 @@ type routing struct {
 	pools     []Pool
 	passages  []Passage
 	publishes []Publish
-	tunnels   []uint16 // UDP ports of the host's tunnels
+
+	dropLinks, dropBridges []string
+	peers                  []netip.Addr
+	untracked, fenced      []Guard
+}
+
+// tunnelPorts are the UDP ports of the host's tunnels.
+func (s routing) tunnelPorts() (out []uint16) {
+	for _, g := range s.untracked {
+		out = append(out, g.Tunnel.Port())
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 func sorted(state State) (s routing) {
@@ -126,8 +201,17 @@ func sorted(state State) (s routing) {
 		case Publish:
 			s.publishes = append(s.publishes, o)
 		case Guard:
-			if o.Rule == NoTrack {
-				s.tunnels = append(s.tunnels, o.Tunnel.Port())
+			switch o.Rule {
+			case DropInput:
+				s.dropLinks = append(s.dropLinks, o.Dev)
+			case DropBridgeInput:
+				s.dropBridges = append(s.dropBridges, o.Dev)
+			case Admit:
+				s.peers = append(s.peers, o.Peer)
+			case NoTrack:
+				s.untracked = append(s.untracked, o)
+			case DropStrangers:
+				s.fenced = append(s.fenced, o)
 			}
 		}
 	}
@@ -135,8 +219,6 @@ func sorted(state State) (s routing) {
 	slices.SortFunc(s.publishes, func(a, b Publish) int {
 		return cmp.Or(a.Host.Compare(b.Host), cmp.Compare(a.Proto, b.Proto))
 	})
-	slices.Sort(s.tunnels)
-	s.tunnels = slices.Compact(s.tunnels)
 	return s
 }
 
@@ -159,19 +241,22 @@ var families = []ipFamily{
 
 func (f ipFamily) has(a netip.Addr) bool { return a.IsValid() && a.BitLen() == int(f.size)*8 }
 
-// linkSets are the sets of links, which objects are read from.
-func (s routing) linkSets() []ruleSet {
-	list := func(name string, devs []string) ruleSet {
-		set := ruleSet{name: name, key: []nftables.SetDatatype{nftables.TypeIFName}, native: true}
-		slices.Sort(devs)
-		for _, dev := range slices.Compact(devs) {
-			set.elements = append(set.elements, element{text: fmt.Sprintf("%q", dev), key: ifname(dev)})
-		}
-		return set
+// linkSet holds the names of links, which objects are read from.
+func linkSet(name string, devs []string) ruleSet {
+	set := ruleSet{name: name, key: []nftables.SetDatatype{nftables.TypeIFName}, native: true}
+	for _, dev := range devs {
+		set.elements = append(set.elements, element{text: fmt.Sprintf("%q", dev), key: ifname(dev)})
 	}
-	var gateways, gateways6, uplinks, uplinks6, forwarded, checked []string
+	return set
+}
+
+// linkSets are those, and a map from them to what is done with what arrives there:
+// one look for all of them.
+func (s routing) linkSets() []ruleSet {
+	arriving := map[string]string{}
+	var gateways, gateways6, uplinks, uplinks6, forwarded []string
 	for _, g := range s.gateways {
-		gateways = append(gateways, g.Dev)
+		gateways, arriving[g.Dev] = append(gateways, g.Dev), "sent"
 		if g.IPv6 {
 			gateways6 = append(gateways6, g.Dev)
 		}
@@ -186,10 +271,32 @@ func (s routing) linkSets() []ruleSet {
 		}
 	}
 	for _, a := range s.sources {
-		checked = append(checked, a.Dev)
+		arriving[a.Dev] = "checked"
 	}
-	return []ruleSet{list("gateways", gateways), list("gateways6", gateways6), list("uplinks", uplinks),
-		list("uplinks6", uplinks6), list("forwarded", forwarded), list("checked", checked)}
+	for _, dev := range s.dropLinks {
+		arriving[dev] = "refused"
+	}
+	links := linkSet("links", nil)
+	links.data = []nftables.SetDatatype{nftables.TypeVerdict}
+	for _, dev := range slices.Sorted(maps.Keys(arriving)) {
+		links.elements = append(links.elements, verdictElement(fmt.Sprintf("%q", dev), ifname(dev), expr.VerdictGoto, arriving[dev]))
+	}
+	return []ruleSet{linkSet("drop_links", s.dropLinks), linkSet("drop_bridges", s.dropBridges), linkSet("gateways", gateways), linkSet("gateways6", gateways6),
+		linkSet("uplinks", uplinks), linkSet("uplinks6", uplinks6), linkSet("forwarded", forwarded), links}
+}
+
+// peerSets hold the peers that are admitted, by family.
+func (s routing) peerSets() (out []ruleSet) {
+	for _, f := range families {
+		set := ruleSet{name: "admitted" + f.digit, key: []nftables.SetDatatype{f.typ}}
+		for _, p := range s.peers {
+			if f.has(p) {
+				set.elements = append(set.elements, element{text: p.String(), key: p.AsSlice()})
+			}
+		}
+		out = append(out, set)
+	}
+	return out
 }
 
 // addressSets are the sets of one family.
@@ -254,9 +361,9 @@ func (s routing) internal(network uint32) bool {
 func intervals(pools []Pool, jump func(Pool) string) (out []element) {
 	for _, p := range pools {
 		first, after := p.Prefix.Addr(), lastOf(p.Prefix).Next()
-		e := element{text: p.Prefix.String(), key: first.AsSlice(), jump: jump(p)}
-		if e.jump != "" {
-			e.text += " : jump " + e.jump
+		e := element{text: p.Prefix.String(), key: first.AsSlice()}
+		if to := jump(p); to != "" {
+			e = verdictElement(e.text, e.key, expr.VerdictJump, to)
 		}
 		out = append(out, e)
 		if after.IsValid() {
@@ -291,48 +398,51 @@ func word16(port uint16) []byte { return append(binary.BigEndian.AppendUint16(ni
 func chainFrom(network uint32) string { return fmt.Sprintf("from_%d", network) }
 func chainInto(network uint32) string { return fmt.Sprintf("into_%d", network) }
 
-// String prints all as nft list does, without comments but those of objects.
+// String prints the table as nft list does, without comments but those of objects.
 func (r ruleset) String() string {
+	if r.empty() {
+		return ""
+	}
 	var b strings.Builder
 	for _, s := range r.sets {
-		if len(s.elements) == 0 {
-			continue
-		}
 		kind, types := "set", typeNames(s.key)
 		if s.data != nil {
 			kind, types = "map", types+" : "+typeNames(s.data)
 		}
-		fmt.Fprintf(&b, "%s %s {\n\ttype %s\n", kind, s.name, types)
+		fmt.Fprintf(&b, "\t%s %s {\n\t\ttype %s\n", kind, s.name, types)
 		if s.interval {
-			b.WriteString("\tflags interval\n")
+			b.WriteString("\t\tflags interval\n")
 		}
-		b.WriteString("\telements = {\n")
-		for _, e := range s.elements {
-			if !e.end {
-				fmt.Fprintf(&b, "\t\t%s,\n", e.text)
+		if len(s.elements) > 0 {
+			b.WriteString("\t\telements = {\n")
+			for _, e := range s.elements {
+				if !e.end {
+					fmt.Fprintf(&b, "\t\t\t%s,\n", e.text)
+				}
 			}
+			b.WriteString("\t\t}\n")
 		}
-		b.WriteString("\t}\n}\n")
+		b.WriteString("\t}\n")
 	}
 	for _, c := range r.chains {
-		fmt.Fprintf(&b, "chain %s {\n", c.name)
+		fmt.Fprintf(&b, "\tchain %s {\n", c.name)
 		if c.typ != "" {
-			fmt.Fprintf(&b, "\ttype %s hook %s priority %d; policy accept;\n", c.typ, c.hookName, c.priority)
+			fmt.Fprintf(&b, "\t\ttype %s hook %s priority %d; policy accept;\n", c.typ, cmp.Or(c.word, c.name), c.priority)
 		}
 		for _, rule := range c.rules {
 			var words []string
 			for _, s := range rule.statements {
 				words = append(words, s.text)
 			}
-			fmt.Fprintf(&b, "\t%s", strings.Join(words, " "))
+			fmt.Fprintf(&b, "\t\t%s", strings.Join(words, " "))
 			if rule.object != "" {
 				fmt.Fprintf(&b, " comment %q", rule.object)
 			}
 			b.WriteString("\n")
 		}
-		b.WriteString("}\n")
+		b.WriteString("\t}\n")
 	}
-	return b.String()
+	return fmt.Sprintf("table %s %s {\n%s}\n", r.word, TableName, b.String())
 }
 
 func typeNames(types []nftables.SetDatatype) string {

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // This file is the rules of each chain. Those that could match nothing are left
@@ -13,32 +14,81 @@ import (
 
 func is(statements ...statement) rule { return rule{statements: statements} }
 
-// arrive keeps others from the host's loopback addresses: route_localnet lets
-// them in. Answers to what came from there still bear the link's own address here.
-func (s routing) arrive() []rule {
-	if len(s.gateways) == 0 {
-		return nil
+// prerouting is about what arrives, before it is known whether this host takes or
+// forwards it. Frames that a macvlan child or a bridge port takes never come here,
+// unless br_netfilter shows them.
+func (s routing) prerouting() (out []rule) {
+	if len(s.dropLinks)+len(s.gateways)+len(s.sources) > 0 {
+		out = append(out, is(verdictOfLink("links")))
 	}
-	return []rule{is(families[0].daddr(netip.MustParsePrefix("127.0.0.0/8"), true), iifname("gateways"), drop())}
+	for _, g := range s.untracked {
+		out = append(out, rule{[]statement{tunnelled(g), g.at("daddr"), noTrack()}, g.text()})
+	}
+	return out
 }
 
-// spoofed drops what bears the address of somebody else. Translation of
-// addresses comes later, for answers too.
-func (s routing) spoofed() (out []rule) {
+// refused is for links on which this host takes part in nothing.
+func (s routing) refused() []rule {
+	if len(s.dropLinks) == 0 {
+		return nil
+	}
+	return []rule{is(drop())}
+}
+
+// checked drops what bears the address of somebody else. Translation of addresses
+// comes later, for answers too.
+func (s routing) checked() (out []rule) {
 	if len(s.sources) == 0 {
 		return nil
 	}
-	v4, v6 := families[0], families[1]
-	return []rule{
-		is(iifname("checked"), v4.notFrom("sources4"), drop()),
-		is(v6.saddr(netip.MustParsePrefix("fe80::/10"), false), v6.saddr(netip.MustParsePrefix("::/128"), false), iifname("checked"), v6.notFrom("sources6"), drop()),
+	for _, f := range families {
+		if slices.ContainsFunc(s.sources, func(a Source) bool { return f.has(a.IP) }) {
+			out = append(out, is(f.from("sources"+f.digit), goTo("sent")))
+		}
 	}
+	v6 := families[1]
+	return append(out, is(v6.saddr(netip.MustParsePrefix("fe80::/10"), true), goTo("sent")), is(v6.saddr(netip.MustParsePrefix("::/128"), true), goTo("sent")), is(drop()))
 }
 
-// route decides about what this host forwards, or what br_netfilter shows of
-// frames that are bridged.
-func (s routing) route() []rule {
-	out := s.spoofed()
+// sent keeps containers from the host's loopback addresses: route_localnet lets
+// them in. Answers to what came from there still bear the link's own address here.
+func (s routing) sent() []rule {
+	if len(s.gateways)+len(s.sources) == 0 {
+		return nil
+	}
+	return []rule{is(families[0].daddr(netip.MustParsePrefix("127.0.0.0/8"), true), drop())}
+}
+
+// input is about what enters the host's own stack: its sockets, its neighbour table.
+func (s routing) input() (out []rule) {
+	if len(s.dropBridges) > 0 {
+		out = append(out, is(iifname("drop_bridges"), drop()))
+	}
+	// Whatever their destination: the kernel takes packets of tunnels at all of its addresses.
+	for _, g := range s.fenced {
+		f := familyOf(g.Tunnel.Addr())
+		out = append(out, rule{[]statement{tunnelled(g), f.saddrNotIn("admitted" + f.digit), drop()}, g.text()})
+	}
+	return out
+}
+
+// inputARP is the same of ARP.
+func (s routing) inputARP() (out []rule) {
+	if len(s.dropLinks) > 0 {
+		out = append(out, is(iifname("drop_links"), drop()))
+	}
+	if len(s.dropBridges) > 0 {
+		out = append(out, is(iifname("drop_bridges"), drop()))
+	}
+	return out
+}
+
+// forward decides about what this host forwards, or what br_netfilter shows of
+// frames that are bridged: those have the bridge on both sides.
+func (s routing) forward() (out []rule) {
+	if len(s.dropBridges) > 0 {
+		out = append(out, is(iifname("drop_bridges"), oifnameNot("drop_bridges"), drop()))
+	}
 	for _, f := range families {
 		if pools := s.apart(f); len(pools) > 0 {
 			out = append(out, is(f.verdictOf("saddr", "from"+f.digit)))
@@ -47,38 +97,33 @@ func (s routing) route() []rule {
 			}
 		}
 	}
-	if len(s.gateways) == 0 {
-		return out
-	}
-	out = append(out, is(syn(), iifname("gateways"), clamp()), is(syn(), oifname("gateways"), clamp()), is(iifname("gateways"), goTo("outward")))
-	if len(s.uplinks) > 0 {
-		out = append(out, is(iifname("uplinks"), oifname("gateways"), setMark()))
+	if len(s.gateways) > 0 {
+		out = append(out, is(syn(), jump("clamp")))
 	}
 	return out
 }
 
-// outward lets pass what comes from a container.
-func (s routing) outward() (out []rule) {
+// clamp keeps segments as small as what their route carries.
+func (s routing) clamp() []rule {
 	if len(s.gateways) == 0 {
 		return nil
 	}
-	if len(s.uplinks) > 0 {
-		out = append(out, is(oifname("uplinks"), setMark()))
-	}
-	return append(out, is(oifname("gateways"), setMark()))
+	return []rule{is(iifname("gateways"), maxSegment()), is(oifname("gateways"), maxSegment())}
 }
 
-// leave also keeps the host from telling a container that another one is its
+// output also keeps the host from telling a container that another one is its
 // neighbour: that one may be on another host soon, and the container would ask for it
 // in vain for minutes. (send_redirects of a link counts for nothing where that of
 // "all" is on.)
-func (s routing) leave() []rule {
-	if len(s.gateways) == 0 {
-		return nil
+func (s routing) output() (out []rule) {
+	for _, g := range s.untracked {
+		out = append(out, rule{[]statement{tunnelled(g), g.at("saddr"), noTrack()}, g.text()})
 	}
-	return []rule{is(clearMark()),
-		is(redirects(families[0], 1, 5, "icmp type redirect"), oifname("gateways"), drop()),
-		is(redirects(families[1], 58, 137, "icmpv6 type nd-redirect"), oifname("gateways"), drop())}
+	if len(s.gateways) > 0 {
+		out = append(out, is(redirects(families[0], 1, 5, "icmp type redirect"), oifname("gateways"), drop()),
+			is(redirects(families[1], 58, 137, "icmpv6 type nd-redirect"), oifname("gateways"), drop()))
+	}
+	return out
 }
 
 func (s routing) published() (out []rule) {
@@ -122,7 +167,7 @@ func (s routing) masquerade() (out []rule) {
 	if !slices.ContainsFunc(s.pools, translated) && len(s.publishes) == 0 {
 		return nil
 	}
-	for _, port := range s.tunnels {
+	for _, port := range s.tunnelPorts() {
 		out = append(out, is(masqueradeFrom(port)))
 	}
 	return append(out, is(masquerade()))
@@ -136,7 +181,7 @@ func (s routing) egress() (out []rule) {
 		out = append(out, is(oifname("gateways"), families[0].saddr(netip.MustParsePrefix("127.0.0.0/8"), true), dnatted(), jump("translate")))
 	}
 	for _, p := range s.pools {
-		f := familyOf(p.Prefix)
+		f := familyOf(p.Prefix.Addr())
 		if len(s.publishes) > 0 && p.Return && !p.Internal {
 			out = append(out, is(f.daddr(p.Prefix, true), dnatted(), jump("translate")))
 		} else if len(s.publishes) > 0 && !p.Internal {
@@ -155,8 +200,8 @@ func (s routing) egress() (out []rule) {
 	return out
 }
 
-func familyOf(p netip.Prefix) ipFamily {
-	if p.Addr().Is4() {
+func familyOf(a netip.Addr) ipFamily {
+	if a.Is4() {
 		return families[0]
 	}
 	return families[1]
@@ -174,7 +219,7 @@ func (s routing) networkChains() (out []ruleChain) {
 		from := ruleChain{name: chainFrom(id)}
 		to := ruleChain{name: chainInto(id)}
 		let := func(p Pool, object string) {
-			f := familyOf(p.Prefix)
+			f := familyOf(p.Prefix.Addr())
 			from.rules = append(from.rules, rule{[]statement{f.daddr(p.Prefix, true), back()}, object})
 			to.rules = append(to.rules, is(f.saddr(p.Prefix, true), back()))
 		}
@@ -218,6 +263,10 @@ func readObject(text string) (Object, error) {
 	}
 	if p, ok := parsePassage(text); ok {
 		return p, nil
+	}
+	kind, end, _ := strings.Cut(text, " ")
+	if tunnel, err := netip.ParseAddrPort(end); err == nil && (kind == string(NoTrack) || kind == string(DropStrangers)) {
+		return Guard{Rule: GuardRule(kind), Tunnel: tunnel}, nil
 	}
 	return nil, fmt.Errorf("unknown object %q", text)
 }

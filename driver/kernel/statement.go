@@ -25,6 +25,45 @@ func linkIn(word string, key expr.MetaKey, set string) statement {
 	return statement{word + " @" + set, []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Lookup{SourceRegister: 1, SetName: set}}}
 }
 
+// oifnameNot asks for links that are not in a set.
+func oifnameNot(set string) statement {
+	s := oifname(set)
+	s.text = "oifname != @" + set
+	s.exprs[1].(*expr.Lookup).Invert = true
+	return s
+}
+
+// verdictOfLink does what a verdict map says of the link that a packet arrived on.
+func verdictOfLink(set string) statement {
+	return statement{"iifname vmap @" + set, []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Lookup{SourceRegister: 1, SetName: set, IsDestRegSet: true, DestRegister: unix.NFT_REG_VERDICT}}}
+}
+
+// tunnelled asks for the UDP packets to the port of a tunnel of ours, of either
+// family: what most packets lack.
+func tunnelled(g Guard) statement {
+	return statement{fmt.Sprintf("udp dport %d", g.Tunnel.Port()), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equals(unix.IPPROTO_UDP),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		equals(binary.BigEndian.AppendUint16(nil, g.Tunnel.Port())...),
+	}}
+}
+
+// at asks whether an address of the header, saddr or daddr, is that of the tunnel.
+func (g Guard) at(field string) statement {
+	f := familyOf(g.Tunnel.Addr())
+	offset := map[string]uint32{"saddr": f.src, "daddr": f.dst}[field]
+	return statement{fmt.Sprintf("%s %s %s", f.word, field, g.Tunnel.Addr()), append(f.ofFamily(), f.load(offset, 1), equals(g.Tunnel.Addr().AsSlice()...))}
+}
+
+// text is also the comment by which a dump finds g.
+func (g Guard) text() string { return string(g.Rule) + " " + g.Tunnel.String() }
+
+// noTrack keeps a packet out of connection tracking. Those of a tunnel have a source
+// port for each flow inside and none that answers it, so that tracking them costs an
+// entry each and is of no use.
+func noTrack() statement { return statement{"notrack", []expr.Any{&expr.Notrack{}}} }
+
 // ofFamily asks for the family of a packet, which nft leaves unsaid where
 // something else implies it.
 func (f ipFamily) ofFamily() []expr.Any {
@@ -67,6 +106,11 @@ func (f ipFamily) daddrIn(set string, is bool) statement {
 	return statement{f.word + " daddr " + not + "@" + set, append(f.ofFamily(), f.load(f.dst, 1), &expr.Lookup{SourceRegister: 1, SetName: set, Invert: !is})}
 }
 
+// saddrNotIn asks whether the source is not in a set.
+func (f ipFamily) saddrNotIn(set string) statement {
+	return statement{f.word + " saddr != @" + set, append(f.ofFamily(), f.load(f.src, 1), &expr.Lookup{SourceRegister: 1, SetName: set, Invert: true})}
+}
+
 // verdictOf does what a verdict map says of an address.
 func (f ipFamily) verdictOf(field string, set string) statement {
 	offset := f.src
@@ -77,11 +121,11 @@ func (f ipFamily) verdictOf(field string, set string) statement {
 		&expr.Lookup{SourceRegister: 1, SetName: set, IsDestRegSet: true, DestRegister: unix.NFT_REG_VERDICT})}
 }
 
-// notFrom asks whether a packet comes with an address that its link may not send.
-func (f ipFamily) notFrom(set string) statement {
-	return statement{fmt.Sprintf("iifname . %s saddr != @%s", f.word, set), append(f.ofFamily(),
+// from asks whether a packet comes with an address that its link may send from.
+func (f ipFamily) from(set string) statement {
+	return statement{fmt.Sprintf("iifname . %s saddr @%s", f.word, set), append(f.ofFamily(),
 		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, f.load(f.src, reg32+4),
-		&expr.Lookup{SourceRegister: 1, SetName: set, Invert: true})}
+		&expr.Lookup{SourceRegister: 1, SetName: set})}
 }
 
 // dnat gives a packet the destination that a map has for its own address and port,
@@ -112,27 +156,6 @@ func dnatted() statement {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: native32(0)}}}
 }
 
-// setMark and clearMark change our bit of the mark, and no other.
-func setMark() statement {
-	return statement{fmt.Sprintf("meta mark set meta mark | %#08x", Mark), markBits(^uint32(Mark), Mark)}
-}
-
-func clearMark() statement {
-	return statement{fmt.Sprintf("meta mark & %#08x == %#08x meta mark set meta mark & %#08x", Mark, Mark, ^uint32(Mark)),
-		append(marked(), markBits(^uint32(Mark), 0)...)}
-}
-
-func marked() []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native32(Mark), Xor: native32(0)}, equals(native32(Mark)...)}
-}
-
-func markBits(mask, xor uint32) []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native32(mask), Xor: native32(xor)},
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}}
-}
-
 // syn asks for the packets that open a TCP connection.
 func syn() statement {
 	return statement{"tcp flags & (syn | rst) == syn", []expr.Any{
@@ -142,8 +165,8 @@ func syn() statement {
 	}}
 }
 
-// clamp lowers the segment size that a SYN offers to what its route carries.
-func clamp() statement {
+// maxSegment lowers the segment size that a SYN offers to what its route carries.
+func maxSegment() statement {
 	return statement{"tcp option maxseg size set rt mtu", []expr.Any{
 		&expr.Rt{Register: 1, Key: expr.RtTCPMSS},
 		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 2, Size: 2},
@@ -183,6 +206,8 @@ func jump(chain string) statement {
 func goTo(chain string) statement {
 	return statement{"goto " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}}
 }
+
+func equals(data ...byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
 
 func native32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
