@@ -41,7 +41,7 @@
 // # Routed networks
 //
 // What a host holds of networks that it is the router of (routing.go) is in the
-// same table and transaction as the guards, in chains and sets of its own:
+// same tables and transaction as the guards:
 //
 //	Gateway   a link of ours, on which its containers are
 //	Uplink    a link of somebody else, by which they reach the world
@@ -51,16 +51,20 @@
 //	Publish   a port of the host that is a container's
 //
 // ruleset.go and ruleset_chains.go say purely which rules that makes
-// (testdata/routing.nft holds those of a typical host), statement.go has the words,
-// nft_routing.go writes and reads. Uplinks, sources and ports are read from the
-// sets, pools and passages from the comments of rules; what is found must be all that
-// these would make, or the table is written again.
+// (testdata/tables.nft holds those of a typical host), statement.go has the words,
+// nft_tables.go writes and reads. Links, peers, sources and ports are read from the
+// sets, tunnels, pools and passages from the comments of rules; what is found must be
+// all that these would make, or the tables are written again.
 //
-// What our table lets pass is marked (Mark), and one rule in Docker's chain accepts
-// what is marked (AcceptRouted). So Docker's FORWARD policy and its rules for its
+// Each packet of the host pays for each chain that is entered and each set that is
+// asked. So there is one chain of ours in a hook, only where it has something to
+// match; what arrives is told apart by one look at its link; and what says that
+// something may pass is no mark, which would have to be set and cleared, but the names
+// of links: Docker's chain accepts what goes between gateways and uplinks by them
+// (AcceptForward). So Docker's FORWARD policy and its rules for its
 // own networks stay what they are. In a backend without such chains, as Docker's own
 // tables in nftables are, nothing drops what Docker does not know, and there is no
-// rule; in iptables-legacy, which is out of reach, the operator adds that one rule.
+// rule; in iptables-legacy, which is out of reach, the operator adds those rules.
 //
 // Forwarding is switched on for single links, never for all (forwarding.go). A
 // gateway has besides it route_localnet, which makes 127.0.0.1 of the host lead to
