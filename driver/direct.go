@@ -276,7 +276,8 @@ func (v View) lay(s *segment, host cluster.HostID, d *Desired) {
 		return
 	}
 	l := kernel.Link{Name: tunnelDevice(kind, host), Kind: kernel.Kind(kind), MTU: v.underlay() - tunnelOverhead(kind, v.VTEP), Local: v.VTEP, Remote: vtep}
-	d.State.Put(l)
+	// It takes packets of that host alone, which is what the kernel has it for.
+	d.State.Put(l, kernel.Guard{Rule: kernel.NoTrack, Kind: l.Kind, Tunnel: netip.AddrPortFrom(v.VTEP, 0)}, kernel.Guard{Rule: kernel.Admit, Peer: vtep})
 	d.Devices[l.Name] = s
 	s.Detours = append(s.Detours, l.Name)
 }

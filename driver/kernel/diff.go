@@ -164,7 +164,7 @@ func withRemote(have, want State, stale func(Object) bool) State {
 	for _, w := range want {
 		switch w := w.(type) {
 		case Guard:
-			fenced = fenced || w.Rule == DropStrangers
+			fenced = fenced || w.Rule == DropStrangers || w.Rule == NoTrack
 		case Gateway:
 			routed = true
 		case Pool:

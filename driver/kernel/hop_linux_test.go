@@ -150,6 +150,12 @@ func TestLinuxTunnels(t *testing.T) {
 					}
 					return
 				}
+				a.sh("nft 'add table inet theirs; add chain inet theirs in { type filter hook input priority 0; }; add rule inet theirs in ct state new'")
+				untracked := kernel.Guard{Rule: kernel.NoTrack, Kind: kind, Tunnel: netip.AddrPortFrom(a.vtep, 0)}
+				if kind == kernel.VXLAN {
+					untracked = kernel.Guard{Rule: kernel.NoTrack, Tunnel: netip.AddrPortFrom(a.vtep, 8475)}
+				}
+				a.want.Put(untracked, kernel.Guard{Rule: kernel.Admit, Peer: b.vtep})
 				for n, p := range []struct{ from, to *peer }{{a, b}, {b, a}} {
 					way := kernel.FIB{Dev: "is-t1", MTU: mtu}
 					if kind == kernel.VXLAN {
@@ -178,6 +184,25 @@ func TestLinuxTunnels(t *testing.T) {
 				}
 				if ping(mtu+1, "") == nil {
 					t.Errorf("a packet of %d bytes passes", mtu+1)
+				}
+				tracked := func() bool { // by the addresses of the tunnel's ends
+					for line := range strings.Lines(a.sh("cat /proc/net/nf_conntrack")) {
+						if strings.Contains(line, " src="+a.vtep.StringExpanded()+" dst="+b.vtep.StringExpanded()+" ") && !strings.Contains(line, "icmp") {
+							return true
+						}
+					}
+					return false
+				}
+				if tracked() {
+					t.Errorf("tracked:\n%s", a.sh("cat /proc/net/nf_conntrack"))
+				}
+				delete(a.want, untracked.Key())
+				apply(t, a.k, a.want)
+				if err := ping(mtu, ""); err != nil {
+					t.Error(err)
+				}
+				if !tracked() {
+					t.Error("not tracked without the guard: the test shows nothing")
 				}
 				a.sh("ip link del is-t1")
 				apply(t, a.k, a.want)

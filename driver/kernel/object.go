@@ -62,6 +62,7 @@ type Guard struct {
 	Tunnel netip.AddrPort // of NoTrack and DropStrangers, instead of Dev: VTEP of this host and UDP port
 	Peer   netip.Addr     // of Admit, instead of Dev: VTEP of another host
 	Out    string         // of AcceptForward: the link that it leaves by, if another one
+	Kind   Kind           // of NoTrack: IPIP or GRE, whose Tunnel has no port; empty: VXLAN
 	// Broken says, in a dump, that only a part of it is there (somebody flushed
 	// a chain). Nobody wants that, so Diff sets it right.
 	Broken bool
@@ -84,14 +85,15 @@ const (
 	// NoTrack keeps the packets of tunnels out of connection tracking: table inet
 	// isthmus, chain prerouting by destination address and UDP port, and chain
 	// output by source address and UDP destination port. What is not from or to
-	// this host's own VTEP is tracked as before.
+	// this host's own VTEP is tracked as before; so is what others send by tunnels of a
+	// Kind, which is asked for admitted peers.
 	NoTrack GuardRule = "notrack"
 	// DropStrangers drops UDP packets to the port of Tunnel, at whatever address
 	// of this host, that do not come from an admitted VTEP: table inet isthmus,
 	// chain input. What others send through this host is not looked at.
 	DropStrangers GuardRule = "drop-strangers"
-	// Admit takes the VTEP Peer out of DropStrangers: sets admitted4 and
-	// admitted6 of table inet isthmus.
+	// Admit takes the VTEP Peer out of DropStrangers, and its tunnels of a Kind into
+	// NoTrack: sets admitted4 and admitted6 of table inet isthmus.
 	Admit GuardRule = "admit"
 	// AcceptForward lets pass what is forwarded from Dev to Out, where Docker's FORWARD
 	// chain with policy DROP would not: iifname Dev oifname Out accept, in DOCKER-USER
@@ -112,7 +114,7 @@ func (n Neigh) Key() Key { return Key{"neigh", n.Dev, n.IP.String()} }
 func (g Guard) Key() Key {
 	switch {
 	case g.Tunnel.IsValid():
-		return Key{"guard", g.Dev, string(g.Rule) + " " + g.Tunnel.String()}
+		return Key{"guard", g.Dev, g.text()}
 	case g.Peer.IsValid():
 		return Key{"guard", g.Dev, string(g.Rule) + " " + g.Peer.String()}
 	}
@@ -125,7 +127,7 @@ func (g Guard) String() string {
 	text := fmt.Sprintf("guard %s dev %s", g.Rule, g.Dev)
 	switch {
 	case g.Tunnel.IsValid():
-		text = fmt.Sprintf("guard %s tunnel %s", g.Rule, g.Tunnel)
+		text = fmt.Sprintf("guard %s tunnel %s", g.Rule, g.end())
 	case g.Peer.IsValid():
 		text = fmt.Sprintf("guard %s peer %s", g.Rule, g.Peer)
 	case g.Out != "":

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -145,7 +146,7 @@ func checkObject(o Object, want State) error {
 		switch {
 		case o.Rule == DropInput || o.Rule == DropBridgeInput:
 			return checkDev(o.Dev)
-		case o.Rule == Admit && o.Peer.IsValid(), (o.Rule == NoTrack || o.Rule == DropStrangers) && o.Tunnel.IsValid():
+		case o.Rule == Admit && o.Peer.IsValid(), (o.Rule == NoTrack || o.Rule == DropStrangers && o.Kind == "") && o.Tunnel.IsValid() && slices.Contains([]Kind{"", IPIP, GRE}, o.Kind):
 			return nil
 		}
 		return errors.New("unknown rule")

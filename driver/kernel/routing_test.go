@@ -29,6 +29,9 @@ func typical() kernel.State {
 	}
 	return stateOf(
 		kernel.Guard{Rule: kernel.NoTrack, Tunnel: netip.MustParseAddrPort("192.0.2.1:8475")},
+		kernel.Guard{Rule: kernel.NoTrack, Kind: kernel.GRE, Tunnel: netip.MustParseAddrPort("192.0.2.1:0")},
+		kernel.Guard{Rule: kernel.NoTrack, Kind: kernel.IPIP, Tunnel: netip.MustParseAddrPort("[2001:db8::1]:0")},
+		kernel.Guard{Rule: kernel.Admit, Peer: netip.MustParseAddr("2001:db8::9")},
 		kernel.Guard{Rule: kernel.DropStrangers, Tunnel: netip.MustParseAddrPort("192.0.2.1:8475")},
 		kernel.Guard{Rule: kernel.Admit, Peer: netip.MustParseAddr("192.0.2.9")},
 		kernel.Guard{Rule: kernel.DropInput, Dev: "is-v9"}, kernel.Guard{Rule: kernel.DropBridgeInput, Dev: "is-b9"},

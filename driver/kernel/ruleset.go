@@ -179,7 +179,9 @@ type routing struct {
 // tunnelPorts are the UDP ports of the host's tunnels.
 func (s routing) tunnelPorts() (out []uint16) {
 	for _, g := range s.untracked {
-		out = append(out, g.Tunnel.Port())
+		if g.Kind == "" {
+			out = append(out, g.Tunnel.Port())
+		}
 	}
 	slices.Sort(out)
 	return slices.Compact(out)

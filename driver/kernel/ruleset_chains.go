@@ -21,8 +21,26 @@ func (s routing) prerouting() (out []rule) {
 	if len(s.dropLinks)+len(s.gateways)+len(s.sources) > 0 {
 		out = append(out, is(verdictOfLink("links")))
 	}
+	return append(out, s.untrack(true)...)
+}
+
+// untrack is about packets of tunnels that arrive, or leave. Kinds without a port of
+// our own may be others' too, who have other peers.
+func (s routing) untrack(arrive bool) (out []rule) {
 	for _, g := range s.untracked {
-		out = append(out, rule{[]statement{tunnelled(g), g.at("daddr"), noTrack()}, g.text()})
+		f := familyOf(g.Tunnel.Addr())
+		here, peer := g.at("saddr"), f.daddrIn("admitted"+f.digit, true)
+		if arrive {
+			here, peer = g.at("daddr"), f.saddrIn("admitted"+f.digit, true)
+		}
+		for _, outer := range g.outer() {
+			r := rule{[]statement{outer, here}, g.text()}
+			if g.Kind != "" {
+				r.statements = append(r.statements, peer)
+			}
+			r.statements = append(r.statements, noTrack())
+			out = append(out, r)
+		}
 	}
 	return out
 }
@@ -67,7 +85,7 @@ func (s routing) input() (out []rule) {
 	// Whatever their destination: the kernel takes packets of tunnels at all of its addresses.
 	for _, g := range s.fenced {
 		f := familyOf(g.Tunnel.Addr())
-		out = append(out, rule{[]statement{tunnelled(g), f.saddrNotIn("admitted" + f.digit), drop()}, g.text()})
+		out = append(out, rule{append(g.outer(), f.saddrIn("admitted"+f.digit, false), drop()), g.text()})
 	}
 	return out
 }
@@ -115,10 +133,8 @@ func (s routing) clamp() []rule {
 // neighbour: that one may be on another host soon, and the container would ask for it
 // in vain for minutes. (send_redirects of a link counts for nothing where that of
 // "all" is on.)
-func (s routing) output() (out []rule) {
-	for _, g := range s.untracked {
-		out = append(out, rule{[]statement{tunnelled(g), g.at("saddr"), noTrack()}, g.text()})
-	}
+func (s routing) output() []rule {
+	out := s.untrack(false)
 	if len(s.gateways) > 0 {
 		out = append(out, is(redirects(families[0], 1, 5, "icmp type redirect"), oifname("gateways"), drop()),
 			is(redirects(families[1], 58, 137, "icmpv6 type nd-redirect"), oifname("gateways"), drop()))
@@ -264,9 +280,9 @@ func readObject(text string) (Object, error) {
 	if p, ok := parsePassage(text); ok {
 		return p, nil
 	}
-	kind, end, _ := strings.Cut(text, " ")
-	if tunnel, err := netip.ParseAddrPort(end); err == nil && (kind == string(NoTrack) || kind == string(DropStrangers)) {
-		return Guard{Rule: GuardRule(kind), Tunnel: tunnel}, nil
+	word, end, _ := strings.Cut(text, " ")
+	if kind, tunnel, err := readEnd(end); err == nil && (word == string(NoTrack) || word == string(DropStrangers)) {
+		return Guard{Rule: GuardRule(word), Kind: kind, Tunnel: tunnel}, nil
 	}
 	return nil, fmt.Errorf("unknown object %q", text)
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -39,14 +40,26 @@ func verdictOfLink(set string) statement {
 		&expr.Lookup{SourceRegister: 1, SetName: set, IsDestRegSet: true, DestRegister: unix.NFT_REG_VERDICT}}}
 }
 
-// tunnelled asks for the UDP packets to the port of a tunnel of ours, of either
-// family: what most packets lack.
-func tunnelled(g Guard) statement {
-	return statement{fmt.Sprintf("udp dport %d", g.Tunnel.Port()), []expr.Any{
+// outer asks for the packets of tunnels of g's kind, of either family: what most
+// packets lack. Each statement is for one protocol.
+func (g Guard) outer() (out []statement) {
+	switch {
+	case g.Kind == GRE:
+		return []statement{l4proto(unix.IPPROTO_GRE)}
+	case g.Kind == IPIP && g.Tunnel.Addr().Is4():
+		return []statement{l4proto(unix.IPPROTO_IPIP)}
+	case g.Kind == IPIP:
+		return []statement{l4proto(unix.IPPROTO_IPIP), l4proto(unix.IPPROTO_IPV6)}
+	}
+	return []statement{{fmt.Sprintf("udp dport %d", g.Tunnel.Port()), []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equals(unix.IPPROTO_UDP),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		equals(binary.BigEndian.AppendUint16(nil, g.Tunnel.Port())...),
-	}}
+	}}}
+}
+
+func l4proto(number byte) statement {
+	return statement{fmt.Sprintf("meta l4proto %d", number), []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equals(number)}}
 }
 
 // at asks whether an address of the header, saddr or daddr, is that of the tunnel.
@@ -56,8 +69,25 @@ func (g Guard) at(field string) statement {
 	return statement{fmt.Sprintf("%s %s %s", f.word, field, g.Tunnel.Addr()), append(f.ofFamily(), f.load(offset, 1), equals(g.Tunnel.Addr().AsSlice()...))}
 }
 
-// text is also the comment by which a dump finds g.
-func (g Guard) text() string { return string(g.Rule) + " " + g.Tunnel.String() }
+// text is also the comment by which a dump finds g, a guard of tunnels.
+func (g Guard) text() string { return string(g.Rule) + " " + g.end() }
+
+// end is this host's end of the tunnels of g, and readEnd the reverse.
+func (g Guard) end() string {
+	if g.Kind != "" {
+		return string(g.Kind) + " " + g.Tunnel.Addr().String()
+	}
+	return g.Tunnel.String()
+}
+
+func readEnd(text string) (kind Kind, tunnel netip.AddrPort, err error) {
+	if name, address, ok := strings.Cut(text, " "); ok {
+		a, err := netip.ParseAddr(address)
+		return Kind(name), netip.AddrPortFrom(a, 0), err
+	}
+	tunnel, err = netip.ParseAddrPort(text)
+	return "", tunnel, err
+}
 
 // noTrack keeps a packet out of connection tracking. Those of a tunnel have a source
 // port for each flow inside and none that answers it, so that tracking them costs an
@@ -97,18 +127,16 @@ func (f ipFamily) within(field string, offset uint32, p netip.Prefix, is bool) s
 		&expr.Cmp{Op: op, Register: 1, Data: p.Addr().AsSlice()})}
 }
 
-// daddrIn asks whether the destination is in a set, or is not.
-func (f ipFamily) daddrIn(set string, is bool) statement {
+// saddrIn and daddrIn ask whether an address is in a set, or is not.
+func (f ipFamily) saddrIn(set string, is bool) statement { return f.among("saddr", f.src, set, is) }
+func (f ipFamily) daddrIn(set string, is bool) statement { return f.among("daddr", f.dst, set, is) }
+
+func (f ipFamily) among(field string, offset uint32, set string, is bool) statement {
 	not := ""
 	if !is {
 		not = "!= "
 	}
-	return statement{f.word + " daddr " + not + "@" + set, append(f.ofFamily(), f.load(f.dst, 1), &expr.Lookup{SourceRegister: 1, SetName: set, Invert: !is})}
-}
-
-// saddrNotIn asks whether the source is not in a set.
-func (f ipFamily) saddrNotIn(set string) statement {
-	return statement{f.word + " saddr != @" + set, append(f.ofFamily(), f.load(f.src, 1), &expr.Lookup{SourceRegister: 1, SetName: set, Invert: true})}
+	return statement{fmt.Sprintf("%s %s %s@%s", f.word, field, not, set), append(f.ofFamily(), f.load(offset, 1), &expr.Lookup{SourceRegister: 1, SetName: set, Invert: !is})}
 }
 
 // verdictOf does what a verdict map says of an address.
