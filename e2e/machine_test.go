@@ -5,6 +5,7 @@ package e2e
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +22,67 @@ func TestMachineVXLAN(t *testing.T) {
 		t.Run("reach-"+attach, func(t *testing.T) { reachability(t, s, attach, "10.32.0.0/16", "fd32::/64") })
 	}
 	t.Run("nothing-left", func(t *testing.T) { nothingLeft(t, s, before) })
+}
+
+// TestMachineFallback: a host moves behind a router, and its containers are reached
+// by the tunnels that only other kernels have: by nothing but these, as large as they
+// may be, untracked, and by both families where they carry both.
+func TestMachineFallback(t *testing.T) {
+	r := &routes{site: newSite(t, lab.Config{Hosts: 2}), boxes: map[string][]*box{}}
+	r.forwardIPv6(t)
+	before := snapshots(t, r.site)
+	var err error
+	if r.machine, err = r.Station(t.Context(), "machine", netip.MustParsePrefix(outside+"/24")); err != nil {
+		t.Fatal(err)
+	}
+	// What is inside: its first byte, protocol, and next header of IPv6.
+	for _, f := range []struct {
+		kind, echo, echo6 string
+		mtu               int
+	}{
+		{"ipip", "ip proto 4 and ip[20] & 0xf0 = 0x40 and ip[29] = 1", "", 1480},
+		{"gre", "ip proto 47 and ip[24] & 0xf0 = 0x40 and ip[33] = 1", "ip proto 47 and ip[24] & 0xf0 = 0x60 and ip[30] = 58", 1476},
+	} {
+		t.Run(f.kind, func(t *testing.T) {
+			network, args := "by-"+f.kind, "--subnet 10.60.0.0/16 -o mode=host-gw -o fallback="+f.kind
+			if f.echo6 != "" {
+				args += " --ipv6 --subnet fd60::/64"
+			}
+			r.create(t, network, args)
+			a, b := r.boxes[network][0], r.boxes[network][1]
+			r.reach(t)
+			r.native(t, network, func(b *box) string { return b.ip4 }, "icmp")
+			// only: three echoes and their answers are in the tunnel, and nothing else shows their addresses.
+			only := func(echo, to string, header int) {
+				t.Helper()
+				seen := recorded(t, a.host, func() {
+					a.must(t, "ping", "-c", "3", "-i", "0.2", "-W", "4", "-s", strconv.Itoa(f.mtu-header-8), to)
+				}, echo, "udp port 8475 or host "+to)
+				if len(seen[0]) != 6 || len(seen[1]) != 0 {
+					t.Errorf("%d packets in a tunnel of %s and %d others, want 6 and 0: %v", len(seen[0]), f.kind, len(seen[1]), seen)
+				}
+			}
+			r.moved(t, network, f.kind, func() {
+				only(f.echo, b.ip4, 20)
+				if f.echo6 != "" {
+					only(f.echo6, b.ip6, 40)
+				}
+				for _, h := range r.Hosts() {
+					out, err := h.Exec(t.Context(), "sh", "-c", "grep -E '^ipv4 +2 +(gre|unknown) ' /proc/net/nf_conntrack; test -s /proc/net/nf_conntrack")
+					if err != nil || out != "" {
+						t.Errorf("packets of tunnels are tracked on %s: %v %s", h.Name, err, out)
+					}
+				}
+			})
+			r.remove(t)
+		})
+	}
+	t.Run("nothing-left", func(t *testing.T) {
+		if err := r.machine.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		nothingLeft(t, r.site, before)
+	})
 }
 
 // Documentation/networking/ipvlan.rst of the kernel. That a host and what stands

@@ -89,8 +89,15 @@ func captures(t *testing.T, h *lab.Host, do func()) (tunnel, resolution []string
 	}
 	arp := at(28) + ":2] = 0x0806"
 	solicitation := at(28) + ":2] = 0x86dd and " + at(36) + "] = 58 and " + at(70) + "] = 135"
+	out := recorded(t, h, do, "udp port 8475", "udp port 8475 and ("+arp+" or ("+solicitation+"))")
+	return out[0], out[1]
+}
+
+// recorded returns, for each filter, what was on the underlay while do ran.
+func recorded(t *testing.T, h *lab.Host, do func(), filters ...string) [][]string {
+	t.Helper()
 	var all []*lab.Capture
-	for _, filter := range []string{"udp port 8475", "udp port 8475 and (" + arp + " or (" + solicitation + "))"} {
+	for _, filter := range filters {
 		c, err := h.Capture(t.Context(), "eth0", filter)
 		if err != nil {
 			t.Fatal(err)
@@ -98,14 +105,15 @@ func captures(t *testing.T, h *lab.Host, do func()) (tunnel, resolution []string
 		all = append(all, c)
 	}
 	do()
-	var packets [2][]string
-	for i, c := range all {
-		var err error
-		if packets[i], err = c.Stop(t.Context()); err != nil {
+	var out [][]string
+	for _, c := range all {
+		packets, err := c.Stop(t.Context())
+		if err != nil {
 			t.Fatal(err)
 		}
+		out = append(out, packets)
 	}
-	return packets[0], packets[1]
+	return out
 }
 
 // floods: arp=flood sends resolution to the others, so that addresses that only
