@@ -430,6 +430,16 @@ func (r *routes) readdressed(t *testing.T) {
 // upgraded: the kernel forwards on while another plugin takes over.
 func (r *routes) upgraded(t *testing.T) {
 	from, to := r.boxes["rt"][0], r.boxes["rt"][1]
+	stream := from.begin(t, "box", "stream", "--over", "udp", "--for", "20s", "--interval", "5ms", to.ip4)
+	r.upgrade(t, from.host)
+	stream.lossless(t, 1000, 60*time.Second)
+	r.reach(t)
+}
+
+// upgrade gives a host the plugin's next version; settings are those that engines
+// forget with it, beside the key.
+func (s *site) upgrade(t *testing.T, h *lab.Host, settings ...string) {
+	t.Helper()
 	dir := t.TempDir() // the same but for a name, or the engine says that it has it
 	must := func(err error) {
 		t.Helper()
@@ -442,15 +452,12 @@ func (r *routes) upgraded(t *testing.T) {
 	must(err)
 	must(os.WriteFile(filepath.Join(dir, "config.json"), bytes.Replace(config, []byte(`"description": "`), []byte(`"description": "Next: `), 1), 0o644))
 	must(os.WriteFile(filepath.Join(dir, "rootfs", "next"), []byte("next"), 0o644))
-	next, err := r.PushPluginAs(t.Context(), dir, "next")
+	next, err := s.PushPluginAs(t.Context(), dir, "next")
 	must(err)
-	stream := from.begin(t, "box", "stream", "--over", "udp", "--for", "20s", "--interval", "5ms", to.ip4)
-	docker(t, from.host, "plugin", "disable", "-f", driverName)
-	docker(t, from.host, "plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", driverName, next)
-	docker(t, from.host, "plugin", "set", driverName, "key.source=/etc/isthmus.key") // which engines forget
-	docker(t, from.host, "plugin", "enable", driverName)
-	stream.lossless(t, 1000, 60*time.Second)
-	r.reach(t)
+	docker(t, h, "plugin", "disable", "-f", driverName)
+	docker(t, h, "plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", driverName, next)
+	docker(t, h, slices.Concat([]string{"plugin", "set", driverName, "key.source=/etc/isthmus.key"}, settings)...)
+	docker(t, h, "plugin", "enable", driverName)
 }
 
 // killed: the kernel forwards on without the plugin.
