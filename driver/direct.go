@@ -77,7 +77,7 @@ func planDirect(s *segment, v View, d *Desired) {
 		h := kernel.Handover{
 			Link:    kernel.Link{Name: e.link(), Kind: kernel.Veth, Standing: kernel.HandedOver, Peer: e.hostEnd(), MAC: e.MAC, MTU: s.MTU, Down: down && e.Sandbox == ""},
 			Host:    kernel.Link{Name: e.hostEnd(), Kind: kernel.Veth, Standing: kernel.Adopted, Peer: e.link(), MTU: s.MTU, Down: down},
-			Sandbox: e.Sandbox, Name: e.Inside, Addrs: e.Addrs(), Routes: s.ledRoutes(e),
+			Sandbox: e.Sandbox, Name: e.Inside, Addrs: e.Addrs(), Routes: v.ledRoutes(s.Network, e),
 		}
 		at := e.hostEnd()
 		if s.Def.Mode == modeHostGW {

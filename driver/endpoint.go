@@ -214,7 +214,7 @@ func (d *Driver) Join(ctx context.Context, r *network.JoinRequest) (*network.Joi
 	}
 	if led(n.Def) {
 		answer.DisableGatewayService = n.Options.Internal
-		for _, r := range n.ledRoutes(e) {
+		for _, r := range d.view().ledRoutes(n, e) {
 			switch {
 			case !r.Via.IsValid():
 				answer.StaticRoutes = append(answer.StaticRoutes, &network.StaticRoute{Destination: r.Dst.String(), RouteType: connected})

@@ -55,7 +55,7 @@ func (n Network) ledBy(a netip.Addr) netip.Addr {
 // ledRoutes lists what a container's interface needs beside its subnet: everything
 // through the gateway, or of an internal network what it may be routed to. Without
 // neighbours it needs the gateway itself, and its own subnets through it.
-func (n Network) ledRoutes(e Endpoint) (out []kernel.Route) {
+func (v View) ledRoutes(n Network, e Endpoint) (out []kernel.Route) {
 	if !led(n.Def) {
 		return nil
 	}
@@ -70,7 +70,7 @@ func (n Network) ledRoutes(e Endpoint) (out []kernel.Route) {
 			beyond = n.prefixes()
 		}
 		if n.Options.Internal {
-			beyond = append(beyond, splitPrefixes(n.Def.RouteTo)...)
+			beyond = append(beyond, v.joined(n)...)
 		} else if via.Is4() {
 			beyond = append(beyond, netip.PrefixFrom(netip.IPv4Unspecified(), 0))
 		} else {
@@ -83,6 +83,25 @@ func (n Network) ledRoutes(e Endpoint) (out []kernel.Route) {
 		}
 	}
 	return out
+}
+
+// joined lists the subnets of the networks that a network may reach, since it or they
+// said so.
+func (v View) joined(n Network) []netip.Prefix {
+	out := splitPrefixes(n.Def.RouteTo)
+	if v.Registry == nil {
+		return out
+	}
+	for _, other := range v.Registry.Networks {
+		if other.Pools[0].Space != n.Pools[0].Space || !slices.ContainsFunc(splitPrefixes(other.Def.RouteTo), func(p netip.Prefix) bool { return slices.Contains(n.prefixes(), p) }) {
+			continue
+		}
+		for _, p := range other.Pools {
+			out = append(out, p.Prefix)
+		}
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
 }
 
 // planGateway makes this host the router of a segment's containers, or says where

@@ -62,7 +62,7 @@ func planVXLAN(n *segment, v View, d *Desired) {
 	n.Device, n.Speaker = device.Name, companion.Name
 
 	for _, e := range n.endpoints {
-		h := attachVXLAN(n.held, e, n.MTU)
+		h := v.attachVXLAN(n.held, e, n.MTU)
 		if n.lost[e.ID] {
 			h.Link.Down, h.Host.Down = h.Host.Name == "", h.Host.Name != ""
 		}
@@ -105,13 +105,13 @@ func planTunnels(vteps map[netip.Addr]bool, v View, d *Desired) {
 	}
 }
 
-func attachVXLAN(n held, e Endpoint, mtu int) kernel.Handover {
+func (v View) attachVXLAN(n held, e Endpoint, mtu int) kernel.Handover {
 	h := kernel.Handover{
 		Link: kernel.Link{
 			Name: e.link(), Kind: kernel.Macvlan, Standing: kernel.HandedOver,
 			Parent: vxlanDevice(n.Def.VNI), MAC: e.MAC, MTU: mtu,
 		},
-		Sandbox: e.Sandbox, Name: e.Inside, Addrs: e.Addrs(), Routes: n.ledRoutes(e),
+		Sandbox: e.Sandbox, Name: e.Inside, Addrs: e.Addrs(), Routes: v.ledRoutes(n.Network, e),
 	}
 	if n.Options.Attach == "bridge" {
 		h.Link.Kind, h.Link.Parent, h.Link.Peer = kernel.Veth, "", e.hostEnd()

@@ -16,7 +16,7 @@ import (
 // TestGateways runs what three hosts must do whose overlay networks have gateways of
 // their own: one on every host, and one on host1 that another one stands in for.
 func TestGateways(t *testing.T) {
-	r := &routes{site: newSite(t, lab.Config{Hosts: 3}, "FORWARD=on"), boxes: map[string][]*box{}, joined: map[[2]string]bool{{"every", "gw2"}: true, {"gw2", "every"}: true}}
+	r := &routes{site: newSite(t, lab.Config{Hosts: 3}, "FORWARD=on"), boxes: map[string][]*box{}, joined: map[[2]string]bool{{"every", "gw2"}: true, {"gw2", "every"}: true, {"hidden", "gw2"}: true, {"gw2", "hidden"}: true}}
 	before := snapshots(t, r.site)
 	var err error
 	if r.machine, err = r.Station(t.Context(), "machine", netip.MustParsePrefix(outside+"/24")); err != nil {
@@ -28,7 +28,8 @@ func TestGateways(t *testing.T) {
 	}
 	r.create(t, "every", "--subnet 10.70.0.0/16 --ipv6 --subnet fd70::/64 -o gateway=distributed")
 	r.create(t, "one", "--subnet 10.71.0.0/16 -o gateway=host:host1")
-	r.create(t, "gw2", "--subnet 10.72.0.0/24 -o mode=host-gw -o route_to=10.70.0.0/16")
+	r.create(t, "gw2", "--subnet 10.72.0.0/24 -o mode=host-gw -o route_to=10.70.0.0/16,10.73.0.0/24")
+	r.create(t, "hidden", "--subnet 10.73.0.0/24 -o mode=routed --internal") // reaches that alone
 	for _, part := range []struct {
 		name string
 		do   func(*testing.T)
