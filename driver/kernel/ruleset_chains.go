@@ -136,8 +136,8 @@ func (s routing) clamp() []rule {
 func (s routing) output() []rule {
 	out := s.untrack(false)
 	if len(s.gateways) > 0 {
-		out = append(out, is(redirects(families[0], 1, 5, "icmp type redirect"), oifname("gateways"), drop()),
-			is(redirects(families[1], 58, 137, "icmpv6 type nd-redirect"), oifname("gateways"), drop()))
+		out = append(out, is(message(1, 5, "icmp type redirect"), oifname("gateways"), drop()),
+			is(message(58, 137, "icmpv6 type nd-redirect"), oifname("gateways"), drop()))
 	}
 	return out
 }

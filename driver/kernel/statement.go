@@ -239,10 +239,9 @@ func equals(data ...byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register
 
 func native32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
-// redirects asks for a message of ICMP, by its protocol and type.
-func redirects(f ipFamily, protocol, kind byte, text string) statement {
-	return statement{text, append(f.ofFamily(), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equals(protocol),
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Len: 1}, equals(kind))}
+// message asks for one of ICMP, by its protocol (of IPv4 or IPv6) and type.
+func message(protocol, kind byte, text string) statement {
+	return statement{text, append(l4proto(protocol).exprs, &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Len: 1}, equals(kind))}
 }
 
 // multicast asks for frames to more than one: they are bridged, not routed.
