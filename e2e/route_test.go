@@ -66,6 +66,7 @@ func TestRoutes(t *testing.T) {
 		{"again", r.networks},
 		{"mend", r.mend},
 		{"restart-engine", r.engineRestarted},
+		{"lose-state", r.stateLost},
 	}
 	parts = append(parts, atLength(nil, []part{{"readdress", r.readdressed}, {"upgrade", r.upgraded}})...)
 	parts = append(parts, part{"remove-again", r.remove})
@@ -458,6 +459,18 @@ func (s *site) upgrade(t *testing.T, h *lab.Host, settings ...string) {
 	docker(t, h, "plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", driverName, next)
 	docker(t, h, slices.Concat([]string{"plugin", "set", driverName, "key.source=/etc/isthmus.key"}, settings)...)
 	docker(t, h, "plugin", "enable", driverName)
+}
+
+// stateLost: a host forgets all, and is another one to the cluster. Its containers
+// and those of others reach each other on, as long as they run, and ports of theirs
+// are not lost for others.
+func (r *routes) stateLost(t *testing.T) {
+	h := r.Host(1)
+	if err := swapState(t.Context(), h, func() error { return loseState(t.Context(), h) }); err != nil {
+		t.Fatal(err)
+	}
+	r.awaitMembers(t, len(r.Hosts()))
+	r.reach(t)
 }
 
 // killed: the kernel forwards on without the plugin.
