@@ -28,19 +28,13 @@ func (k *Linux) guard(ops []Op) (tables, others error) {
 	var names []string
 	for _, op := range ops {
 		names = append(names, fmt.Sprintf("%s %s", op.Action, op.Object.Key()))
-		g, ok := op.Object.(Guard)
-		switch {
-		case !ok && op.Action == Remove:
-			delete(want, op.Object.Key())
-		case !ok:
-			want.Put(mended(op.Object))
-		case g.Rule == AcceptForward:
+		switch g, ok := op.Object.(Guard); {
+		case ok && g.Rule == AcceptForward:
 			accepts = append(accepts, op)
 		case op.Action == Remove:
-			delete(want, g.Key())
+			delete(want, op.Object.Key())
 		default:
-			g.Broken = false
-			want.Put(g)
+			want.Put(mended(op.Object))
 		}
 	}
 	var errs []error
