@@ -119,40 +119,41 @@ func (v View) planEgress(here []routed, passages [][2]uint32, state kernel.State
 }
 
 // accepts are the rules in Docker's chain by which what goes between gateways, and
-// between those and uplinks, passes. Of our own links it is the begin of their names
-// that counts, so that these are few, whatever the number of containers and hosts.
+// between those and uplinks, passes. Every packet that is forwarded is held against
+// them, so they are few: all links of ours are one there, by what their names begin
+// with, or each kind of them, where this host has an address in a LAN on one that is
+// no gateway.
 func accepts(state kernel.State) (out []kernel.Object) {
-	gateways, uplinks := map[string]bool{}, map[string]bool{}
+	begin := len(kernel.Prefix)
+	for k := range state {
+		if strings.HasPrefix(k.Dev, shimBegin) {
+			begin = len(shimBegin)
+		}
+	}
+	alike := func(dev string) string {
+		if strings.HasPrefix(dev, kernel.Prefix) && len(dev) > begin {
+			return dev[:begin] + "+"
+		}
+		return dev
+	}
+	ours, others := map[string]bool{}, map[string]bool{}
 	for _, o := range state {
 		switch o := o.(type) {
 		case kernel.Gateway:
-			gateways[alike(o.Dev)] = true
+			ours[alike(o.Dev)] = true
 		case kernel.Uplink:
-			uplinks[alike(o.Dev)] = true
+			others[alike(o.Dev)] = true
 		}
 	}
-	accept := func(in, to string) {
-		out = append(out, kernel.Guard{Rule: kernel.AcceptForward, Dev: in, Out: to})
-	}
-	for g := range gateways {
-		for other := range gateways {
-			accept(g, other)
+	for g := range ours {
+		for other := range ours {
+			out = append(out, kernel.Guard{Rule: kernel.AcceptForward, Dev: g, Out: other})
 		}
-		for u := range uplinks {
-			accept(g, u)
-			accept(u, g)
+		for u := range others {
+			out = append(out, kernel.Guard{Rule: kernel.AcceptForward, Dev: g, Out: u}, kernel.Guard{Rule: kernel.AcceptForward, Dev: u, Out: g})
 		}
 	}
 	return out
-}
-
-// alike is what the names of links of ours of one kind begin with, as iptables says
-// it, and of others the name.
-func alike(dev string) string {
-	if kind := len(kernel.Prefix) + 1; strings.HasPrefix(dev, kernel.Prefix) && len(dev) > kind {
-		return dev[:kind] + "+"
-	}
-	return dev
 }
 
 // uplinks are the links by which the world is reached: those of others that are up,

@@ -43,14 +43,9 @@ func TestPlanEgress(t *testing.T) {
 	View{Registry: registry, Links: links}.planEgress(here, [][2]uint32{{3, 1}, {1, 9}, {2, 2}}, state)
 	want := `gateway dev is-b1 ipv6
 gateway dev is-p7
-guard accept-forward dev eth0 out is-b+
-guard accept-forward dev eth0 out is-p+
-guard accept-forward dev is-b+ out eth0
-guard accept-forward dev is-b+ out is-b+
-guard accept-forward dev is-b+ out is-p+
-guard accept-forward dev is-p+ out eth0
-guard accept-forward dev is-p+ out is-b+
-guard accept-forward dev is-p+ out is-p+
+guard accept-forward dev eth0 out is-+
+guard accept-forward dev is-+ out eth0
+guard accept-forward dev is-+ out is-+
 passage 1 3
 pool 10.1.0.0/16 network 1 nat
 pool 10.2.0.0/16 network 2 internal
@@ -62,6 +57,23 @@ uplink dev eth0 ipv6
 `
 	if got := planned(state); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	// A link by which the host is in a LAN is no way through it.
+	shim := kernel.Link{Name: "is-h12345678", Kind: kernel.Macvlan, Parent: "eth0"}
+	state = kernel.State{shim.Key(): shim}
+	View{Registry: registry, Links: links}.planEgress(here, nil, state)
+	delete(state, shim.Key())
+	fine := `guard accept-forward dev eth0 out is-b+
+guard accept-forward dev eth0 out is-p+
+guard accept-forward dev is-b+ out eth0
+guard accept-forward dev is-b+ out is-b+
+guard accept-forward dev is-b+ out is-p+
+guard accept-forward dev is-p+ out eth0
+guard accept-forward dev is-p+ out is-b+
+guard accept-forward dev is-p+ out is-p+
+`
+	if got := planned(state); !strings.Contains(got, "gateway dev is-p7\n"+fine+"pool") {
+		t.Errorf("with %s: got\n%swant\n%s", shim, got, fine)
 	}
 	state = kernel.State{}
 	View{Registry: registry, Links: links}.planEgress(nil, nil, state)

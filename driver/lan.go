@@ -142,4 +142,7 @@ func isolatedDevice(pools []cluster.PoolKey) (name, end string) {
 	return lanDevice("is-d", pools), lanDevice("is-o", pools)
 }
 
-func shimDevice(pools []cluster.PoolKey) string { return lanDevice("is-h", pools) }
+func shimDevice(pools []cluster.PoolKey) string { return lanDevice(shimBegin, pools) }
+
+// shimBegin begins the names of the links by which this host is in the LANs of its containers.
+const shimBegin = "is-h"

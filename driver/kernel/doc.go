@@ -58,13 +58,14 @@
 //
 // Each packet of the host pays for each chain that is entered and each set that is
 // asked. So there is one chain of ours in a hook, only where it has something to
-// match; what arrives is told apart by one look at its link; and what says that
-// something may pass is no mark, which would have to be set and cleared, but the names
-// of links: Docker's chain accepts what goes between gateways and uplinks by them
-// (AcceptForward). So Docker's FORWARD policy and its rules for its
-// own networks stay what they are. In a backend without such chains, as Docker's own
-// tables in nftables are, nothing drops what Docker does not know, and there is no
-// rule; in iptables-legacy, which is out of reach, the operator adds those rules.
+// match; names of links are compared with what those of ours begin with before a set
+// is asked; and what says that something may pass is no mark, which would have to be
+// set and cleared, but the names of links: Docker's chain accepts what goes between
+// gateways and uplinks by them (AcceptForward). So Docker's FORWARD policy and its
+// rules for its own networks stay what they are. In a backend without such chains, as
+// Docker's own tables in nftables are, nothing drops what Docker does not know, and
+// there is no rule; in iptables-legacy, which is out of reach, the operator adds those
+// rules.
 //
 // Forwarding is switched on for single links, never for all (forwarding.go). A
 // gateway has besides it route_localnet, which makes 127.0.0.1 of the host lead to

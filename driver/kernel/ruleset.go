@@ -255,10 +255,9 @@ func linkSet(name string, devs []string) ruleSet {
 // linkSets are those, and a map from them to what is done with what arrives there:
 // one look for all of them.
 func (s routing) linkSets() []ruleSet {
-	arriving := map[string]string{}
 	var gateways, gateways6, uplinks, uplinks6, forwarded []string
 	for _, g := range s.gateways {
-		gateways, arriving[g.Dev] = append(gateways, g.Dev), "sent"
+		gateways = append(gateways, g.Dev)
 		if g.IPv6 {
 			gateways6 = append(gateways6, g.Dev)
 		}
@@ -272,12 +271,7 @@ func (s routing) linkSets() []ruleSet {
 			forwarded = append(forwarded, u.Dev)
 		}
 	}
-	for _, a := range s.sources {
-		arriving[a.Dev] = "checked"
-	}
-	for _, dev := range s.dropLinks {
-		arriving[dev] = "refused"
-	}
+	arriving := s.arriving()
 	links := linkSet("links", nil)
 	links.data = []nftables.SetDatatype{nftables.TypeVerdict}
 	for _, dev := range slices.Sorted(maps.Keys(arriving)) {
@@ -285,6 +279,21 @@ func (s routing) linkSets() []ruleSet {
 	}
 	return []ruleSet{linkSet("drop_links", s.dropLinks), linkSet("drop_bridges", s.dropBridges), linkSet("gateways", gateways), linkSet("gateways6", gateways6),
 		linkSet("uplinks", uplinks), linkSet("uplinks6", uplinks6), linkSet("forwarded", forwarded), links}
+}
+
+// arriving says by which chain what arrives on a link goes on.
+func (s routing) arriving() map[string]string {
+	out := map[string]string{}
+	for _, g := range s.gateways {
+		out[g.Dev] = "sent"
+	}
+	for _, a := range s.sources {
+		out[a.Dev] = "checked"
+	}
+	for _, dev := range s.dropLinks {
+		out[dev] = "refused"
+	}
+	return out
 }
 
 // peerSets hold the peers that are admitted, by family.
@@ -434,7 +443,9 @@ func (r ruleset) String() string {
 		for _, rule := range c.rules {
 			var words []string
 			for _, s := range rule.statements {
-				words = append(words, s.text)
+				if s.text != "" {
+					words = append(words, s.text)
+				}
 			}
 			fmt.Fprintf(&b, "\t\t%s", strings.Join(words, " "))
 			if rule.object != "" {

@@ -18,8 +18,8 @@ func is(statements ...statement) rule { return rule{statements: statements} }
 // forwards it. Frames that a macvlan child or a bridge port takes never come here,
 // unless br_netfilter shows them.
 func (s routing) prerouting() (out []rule) {
-	if len(s.dropLinks)+len(s.gateways)+len(s.sources) > 0 {
-		out = append(out, is(verdictOfLink("links")))
+	if links := slices.Sorted(maps.Keys(s.arriving())); len(links) > 0 {
+		out = append(out, is(iifnameLike(links), verdictOfLink("links")))
 	}
 	return append(out, s.untrack(true)...)
 }
@@ -80,7 +80,7 @@ func (s routing) sent() []rule {
 // input is about what enters the host's own stack: its sockets, its neighbour table.
 func (s routing) input() (out []rule) {
 	if len(s.dropBridges) > 0 {
-		out = append(out, is(iifname("drop_bridges"), drop()))
+		out = append(out, is(iifnameLike(s.dropBridges), iifname("drop_bridges"), drop()))
 	}
 	// Whatever their destination: the kernel takes packets of tunnels at all of its addresses.
 	for _, g := range s.fenced {
@@ -105,7 +105,7 @@ func (s routing) inputARP() (out []rule) {
 // frames that are bridged: those have the bridge on both sides.
 func (s routing) forward() (out []rule) {
 	if len(s.dropBridges) > 0 {
-		out = append(out, is(iifname("drop_bridges"), oifnameNot("drop_bridges"), drop()))
+		out = append(out, is(iifnameLike(s.dropBridges), iifname("drop_bridges"), oifnameNot("drop_bridges"), drop()))
 	}
 	for _, f := range families {
 		if pools := s.apart(f); len(pools) > 0 {

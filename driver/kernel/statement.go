@@ -20,6 +20,22 @@ type statement struct {
 const reg32 = unix.NFT_REG32_00
 
 func iifname(set string) statement { return linkIn("iifname", expr.MetaKeyIIFNAME, set) }
+
+// iifnameLike asks whether the name of a link begins as all these do: cheap, unlike a
+// look into a set, and enough for most packets, those of the host's own links above all.
+func iifnameLike(names []string) statement {
+	begin := names[0]
+	for _, name := range names {
+		for !strings.HasPrefix(name, begin) {
+			begin = begin[:len(begin)-1]
+		}
+	}
+	if begin == "" {
+		return statement{}
+	}
+	return statement{fmt.Sprintf("iifname %q", begin+"*"), []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, equals([]byte(begin)...)}}
+}
+
 func oifname(set string) statement { return linkIn("oifname", expr.MetaKeyOIFNAME, set) }
 
 func linkIn(word string, key expr.MetaKey, set string) statement {
