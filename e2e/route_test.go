@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -66,9 +67,8 @@ func TestRoutes(t *testing.T) {
 		{"again", r.networks},
 		{"mend", r.mend},
 		{"restart-engine", r.engineRestarted},
-		{"lose-state", r.stateLost},
 	}
-	parts = append(parts, atLength(nil, []part{{"readdress", r.readdressed}, {"upgrade", r.upgraded}})...)
+	parts = append(parts, atLength(nil, []part{{"readdress", r.readdressed}, {"upgrade", r.upgraded}, {"lose-state", r.stateLost}})...)
 	parts = append(parts, part{"remove-again", r.remove})
 	for _, part := range parts {
 		if !t.Run(part.name, part.do) {
@@ -122,12 +122,18 @@ func routesOverIPv6(t *testing.T, s *site) {
 	r.remove(t)
 }
 
-// networks makes two of each mode.
+// routedNetworks are two of each mode.
+var routedNetworks = map[string]string{
+	"gw":  "--subnet 10.60.0.0/16 -o mode=host-gw --ipv6 --subnet fd60::/64",
+	"gw2": "--subnet 10.61.0.0/24 -o mode=host-gw -o nat=off",
+	"rt":  "--subnet 10.62.0.0/16 -o mode=routed",
+	"rt2": "--subnet 10.63.0.0/24 -o mode=routed --internal",
+}
+
 func (r *routes) networks(t *testing.T) {
-	r.create(t, "gw", "--subnet 10.60.0.0/16 -o mode=host-gw --ipv6 --subnet fd60::/64")
-	r.create(t, "gw2", "--subnet 10.61.0.0/24 -o mode=host-gw -o nat=off")
-	r.create(t, "rt", "--subnet 10.62.0.0/16 -o mode=routed")
-	r.create(t, "rt2", "--subnet 10.63.0.0/24 -o mode=routed --internal")
+	for _, name := range slices.Sorted(maps.Keys(routedNetworks)) {
+		r.create(t, name, routedNetworks[name])
+	}
 }
 
 func (r *routes) create(t *testing.T, name, args string) {
@@ -461,15 +467,31 @@ func (s *site) upgrade(t *testing.T, h *lab.Host, settings ...string) {
 	docker(t, h, "plugin", "enable", driverName)
 }
 
-// stateLost: a host forgets all, and is another one to the cluster. Its containers
-// and those of others reach each other on, as long as they run, and ports of theirs
-// are not lost for others.
+// stateLost: a host forgets all, and is another one to the cluster. Its containers,
+// whose addresses are still its former self's, are named by status with what to do; once
+// the networks are made again, new ones are reached.
 func (r *routes) stateLost(t *testing.T) {
 	h := r.Host(1)
 	if err := swapState(t.Context(), h, func() error { return loseState(t.Context(), h) }); err != nil {
 		t.Fatal(err)
 	}
-	r.awaitMembers(t, len(r.Hosts()))
+	eventually(t, 30*time.Second, func() error {
+		st, err := statusOf(t.Context(), h)
+		for _, boxes := range r.boxes {
+			if err == nil && !slices.ContainsFunc(st.Problems, func(p struct{ Cause, Remedy string }) bool {
+				return strings.Contains(p.Cause, boxes[0].ip4) && p.Remedy != ""
+			}) {
+				err = fmt.Errorf("status does not say what is wrong with %s, and what to do: %+v", boxes[0].ip4, st.Problems)
+			}
+		}
+		return err
+	})
+	for name, boxes := range r.boxes {
+		removeBoxes(t, boxes[0])
+		r.removeNetwork(t, name, h)
+		r.createNetwork(t, name, strings.Fields(routedNetworks[name]), h)
+		boxes[0] = run(t, h, name+"-"+h.Name, name)
+	}
 	r.reach(t)
 }
 
