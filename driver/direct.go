@@ -179,7 +179,7 @@ func planWays(s *segment, v View, d *Desired) {
 				d.host(s, kernel.FIB{Dst: netip.PrefixFrom(router, router.BitLen()), Via: w.Via, Dev: w.Dev, Src: s.ownOf(router)})
 			}
 			if fits && (w.Native || s.fallback() == "none") {
-				d.host(s, kernel.FIB{Dst: l.Block, Via: w.Via, Dev: w.Dev, Src: s.ownOf(router)})
+				d.host(s, kernel.FIB{Dst: l.Block, Via: w.Via, Dev: w.Dev, Src: s.ownOf(l.Block.Addr())})
 				s.Ways = append(s.Ways, PeerWay{Host: v.name(l.Holder), Block: l.Block, By: "native", Via: w.Via, Dev: w.Dev})
 				if !w.Native && w.Why != "" {
 					d.missing(s, v, l.Holder, w.Why)

@@ -359,7 +359,7 @@ func (r *routes) moved(t *testing.T, network, fallback string, meanwhile func())
 				return err
 			}
 			for _, line := range strings.Split(out, "\n") {
-				if strings.Contains(line, " on "+third.Name+": "+way) && strings.HasPrefix(line, "10.60.") {
+				if strings.Contains(line, " on "+third.Name+": "+way) && strings.HasPrefix(line, a.ip4[:6]) {
 					_, err := a.exec(t.Context(), "ping", "-c", "1", "-W", "1", b.ip4)
 					return err
 				}
