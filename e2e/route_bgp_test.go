@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -39,10 +40,10 @@ var fabrics = map[string]fabric{
 			}
 			return `
 		sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.eth0.send_redirects=0
-		mkdir -p /run/frr /tmp/frr; chown frr /run/frr /tmp/frr
-		printf '%s' "$1" >/tmp/frr/bgpd.conf; : >/tmp/frr/zebra.conf
-		/usr/lib/frr/zebra -d -P 0 -z /run/frr/zserv.api --vty_socket /run/frr -f /tmp/frr/zebra.conf -i /run/frr/zebra.pid
-		/usr/lib/frr/bgpd -d -P 0 -z /run/frr/zserv.api --vty_socket /run/frr -f /tmp/frr/bgpd.conf -i /run/frr/bgpd.pid`, config
+		mkdir -p /run/frr; chown frr /run/frr "$2"; chmod 755 "$(dirname "$2")"
+		printf '%s' "$1" >"$2/bgpd.conf"; : >"$2/zebra.conf"
+		/usr/lib/frr/zebra -d -P 0 -z /run/frr/zserv.api --vty_socket /run/frr -f "$2/zebra.conf" -i /run/frr/zebra.pid
+		/usr/lib/frr/bgpd -d -P 0 -z /run/frr/zserv.api --vty_socket /run/frr -f "$2/bgpd.conf" -i /run/frr/bgpd.pid`, config
 		},
 	},
 	"BIRD over IPv6": {
@@ -58,8 +59,8 @@ var fabrics = map[string]fabric{
 			return `
 		sysctl -qw net.ipv6.conf.all.forwarding=1
 		nft 'add table ip6 quiet; add chain ip6 quiet out { type filter hook output priority 0; }; add rule ip6 quiet out icmpv6 type nd-redirect drop'
-		mkdir -p /tmp/bird; printf '%s' "$1" >/tmp/bird/bird.conf
-		/usr/sbin/bird -c /tmp/bird/bird.conf -s /tmp/bird/bird.ctl`, config
+		printf '%s' "$1" >"$2/bird.conf"
+		/usr/sbin/bird -c "$2/bird.conf" -s "$2/bird.ctl"`, config
 		},
 	},
 }
@@ -84,7 +85,7 @@ func (f fabric) test(t *testing.T) {
 	}
 	must := lab.Must(t)
 	script, config := f.start(f, s.Hosts())
-	must(router.Exec(t.Context(), "sh", "-ec", script, "sh", config))
+	must(router.Exec(t.Context(), "sh", "-ec", script, "sh", config, t.TempDir())) // a directory of its own: stations share the machine's files
 
 	if s.ref, err = s.PushPlugin(t.Context(), pluginDir(t)); err != nil {
 		t.Fatal(err)
@@ -153,7 +154,8 @@ func (f fabric) test(t *testing.T) {
 	// A plugin that is killed, or replaced by its next version, is no loss of routes:
 	// the router keeps them for the next.
 	for what, do := range map[string]func(){"kill": func() { kill(t, s.Host(1)) }, "upgrade": func() { s.upgrade(t, s.Host(1), "bgp.source=/etc/isthmus.bgp") }} {
-		watch := router.Command(t.Context(), "sh", "-c", `while [ ! -e /tmp/enough ]; do ip `+f.family+` route show proto `+f.protocol+` | grep -c "via `+s.Host(1).IP().String()+` "; sleep 0.1; done | sort | uniq -c; rm /tmp/enough`)
+		enough := filepath.Join(t.TempDir(), "enough")
+		watch := router.Command(t.Context(), "sh", "-c", `while [ ! -e `+enough+` ]; do ip `+f.family+` route show proto `+f.protocol+` | grep -c "via `+s.Host(1).IP().String()+` "; sleep 0.1; done | sort | uniq -c`)
 		var lines strings.Builder
 		watch.Stdout = &lines
 		if err := watch.Start(); err != nil {
@@ -167,7 +169,7 @@ func (f fabric) test(t *testing.T) {
 			}
 			return err
 		})
-		must(router.Exec(t.Context(), "touch", "/tmp/enough"))
+		must(router.Exec(t.Context(), "touch", enough))
 		if err := watch.Wait(); err != nil || len(strings.Fields(lines.String())) != 2 || strings.Fields(lines.String())[1] != "2" {
 			t.Errorf("how often the router had how many routes to host1 over a plugin's %s: %q %v, want 2 at all times", what, lines.String(), err)
 		}
