@@ -68,7 +68,7 @@ func TestRoutes(t *testing.T) {
 		{"mend", r.mend},
 		{"restart-engine", r.engineRestarted},
 	}
-	parts = append(parts, atLength(nil, []part{{"readdress", r.readdressed}, {"upgrade", r.upgraded}, {"lose-state", r.stateLost}})...)
+	parts = append(parts, atLength(nil, []part{{"readdress", r.readdressed}, {"upgrade", r.upgraded}})...)
 	parts = append(parts, part{"remove-again", r.remove})
 	for _, part := range parts {
 		if !t.Run(part.name, part.do) {
@@ -465,34 +465,6 @@ func (s *site) upgrade(t *testing.T, h *lab.Host, settings ...string) {
 	docker(t, h, "plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", driverName, next)
 	docker(t, h, slices.Concat([]string{"plugin", "set", driverName, "key.source=/etc/isthmus.key"}, settings)...)
 	docker(t, h, "plugin", "enable", driverName)
-}
-
-// stateLost: a host forgets all, and is another one to the cluster. Its containers,
-// whose addresses are still its former self's, are named by status with what to do; once
-// the networks are made again, new ones are reached.
-func (r *routes) stateLost(t *testing.T) {
-	h := r.Host(1)
-	if err := swapState(t.Context(), h, func() error { return loseState(t.Context(), h) }); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, 30*time.Second, func() error {
-		st, err := statusOf(t.Context(), h)
-		for _, boxes := range r.boxes {
-			if err == nil && !slices.ContainsFunc(st.Problems, func(p struct{ Cause, Remedy string }) bool {
-				return strings.Contains(p.Cause, boxes[0].ip4) && p.Remedy != ""
-			}) {
-				err = fmt.Errorf("status does not say what is wrong with %s, and what to do: %+v", boxes[0].ip4, st.Problems)
-			}
-		}
-		return err
-	})
-	for name, boxes := range r.boxes {
-		removeBoxes(t, boxes[0])
-		r.removeNetwork(t, name, h)
-		r.createNetwork(t, name, strings.Fields(routedNetworks[name]), h)
-		boxes[0] = run(t, h, name+"-"+h.Name, name)
-	}
-	r.reach(t)
 }
 
 // killed: the kernel forwards on without the plugin.
