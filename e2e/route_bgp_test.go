@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ type fabric struct {
 	at       netip.Prefix // the router
 	family   string       // of its routes, as ip has it
 	protocol string       // of those that it learnt
+	block    string       // begins one that is announced
 	address  func(*box) string
 	start    func(f fabric, hosts []*lab.Host) (script, config string)
 }
@@ -27,7 +29,7 @@ const bgpPassword = "correct-horse"
 
 var fabrics = map[string]fabric{
 	"FRR": {
-		lab: lab.Config{Hosts: 3}, at: netip.MustParsePrefix(outside + "/24"), family: "-4", protocol: "bgp",
+		lab: lab.Config{Hosts: 3}, at: netip.MustParsePrefix(outside + "/24"), family: "-4", protocol: "bgp", block: "10.60.",
 		address: func(b *box) string { return b.ip4 },
 		start: func(f fabric, hosts []*lab.Host) (script, config string) {
 			config = "router bgp 65000\n bgp router-id " + outside + "\n no bgp ebgp-requires-policy\n no bgp default ipv4-unicast\n"
@@ -47,7 +49,7 @@ var fabrics = map[string]fabric{
 		},
 	},
 	"BIRD over IPv6": {
-		lab: lab.Config{Hosts: 3, IPv6Underlay: true}, at: netip.MustParsePrefix("fd99::c8/64"), family: "-6", protocol: "bird",
+		lab: lab.Config{Hosts: 3, IPv6Underlay: true}, at: netip.MustParsePrefix("fd99::c8/64"), family: "-6", protocol: "bird", block: "fd60:",
 		address: func(b *box) string { return b.ip6 },
 		start: func(f fabric, hosts []*lab.Host) (script, config string) {
 			config = "router id 192.0.2.200;\nprotocol device { }\nprotocol kernel { ipv6 { import none; export where source = RTS_BGP; }; }\n"
@@ -119,7 +121,7 @@ func (f fabric) test(t *testing.T) {
 		})
 	}
 	learnt(6)
-	if out, err := isthmus(t.Context(), s.Host(1), "status"); err != nil || !strings.Contains(out, "established") || !strings.Contains(out, "Announced by AS 65001: ") {
+	if out, err := isthmus(t.Context(), s.Host(1), "status"); err != nil || !strings.Contains(out, "established") || !regexp.MustCompile(`Announced by AS 65001: .*\b`+f.block).MatchString(out) {
 		t.Errorf("status: %v\n%s", err, out)
 	}
 
@@ -152,10 +154,11 @@ func (f fabric) test(t *testing.T) {
 	}
 
 	// A plugin that is killed, or replaced by its next version, is no loss of routes:
-	// the router keeps them for the next.
+	// the router keeps them for the next, and goes on when it was told anew, which takes
+	// it some seconds from the session's beginning.
 	for what, do := range map[string]func(){"kill": func() { kill(t, s.Host(1)) }, "upgrade": func() { s.upgrade(t, s.Host(1), "bgp.source=/etc/isthmus.bgp") }} {
 		enough := filepath.Join(t.TempDir(), "enough")
-		watch := router.Command(t.Context(), "sh", "-c", `while [ ! -e `+enough+` ]; do ip `+f.family+` route show proto `+f.protocol+` | grep -c "via `+s.Host(1).IP().String()+` "; sleep 0.1; done | sort | uniq -c`)
+		watch := router.Command(t.Context(), "sh", "-c", `i=0; while [ $i -lt 100 ] || [ ! -e `+enough+` ]; do i=$((i+1)); ip `+f.family+` route show proto `+f.protocol+` | grep -c "via `+s.Host(1).IP().String()+` "; sleep 0.1; done | sort | uniq -c`)
 		var lines strings.Builder
 		watch.Stdout = &lines
 		if err := watch.Start(); err != nil {

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -122,18 +121,12 @@ func routesOverIPv6(t *testing.T, s *site) {
 	r.remove(t)
 }
 
-// routedNetworks are two of each mode.
-var routedNetworks = map[string]string{
-	"gw":  "--subnet 10.60.0.0/16 -o mode=host-gw --ipv6 --subnet fd60::/64",
-	"gw2": "--subnet 10.61.0.0/24 -o mode=host-gw -o nat=off",
-	"rt":  "--subnet 10.62.0.0/16 -o mode=routed",
-	"rt2": "--subnet 10.63.0.0/24 -o mode=routed --internal",
-}
-
+// networks makes two of each mode.
 func (r *routes) networks(t *testing.T) {
-	for _, name := range slices.Sorted(maps.Keys(routedNetworks)) {
-		r.create(t, name, routedNetworks[name])
-	}
+	r.create(t, "gw", "--subnet 10.60.0.0/16 -o mode=host-gw --ipv6 --subnet fd60::/64")
+	r.create(t, "gw2", "--subnet 10.61.0.0/24 -o mode=host-gw -o nat=off")
+	r.create(t, "rt", "--subnet 10.62.0.0/16 -o mode=routed")
+	r.create(t, "rt2", "--subnet 10.63.0.0/24 -o mode=routed --internal")
 }
 
 func (r *routes) create(t *testing.T, name, args string) {

@@ -11,8 +11,8 @@ import (
 // Options bound what Diff may do.
 type Options struct {
 	// KeepRemote keeps FDB and neighbour entries that nobody wants, as long as
-	// their link is wanted, the peers admitted, as long as strangers shall be
-	// dropped, pools of networks that are not wanted here, as long as anything is
+	// their link is wanted, the peers admitted, as long as there are tunnels,
+	// pools of networks that are not wanted here, as long as anything is
 	// routed, and routes through other hosts: what was learned from other hosts is not pruned
 	// before the view of the cluster has settled. A link that nobody wants goes
 	// even so, since networks are the user's word and not the cluster's.
@@ -156,15 +156,15 @@ func withLeft(have, want State, leave func(Object) Object) State {
 
 // withRemote adds to want the entries of have on wanted links, but the stale
 // ones and those whose VTEP is of another family than the link is to have;
-// the peers admitted, but stale ones, where strangers shall be dropped; the pools of
+// the peers admitted, but stale ones, where there are tunnels; the pools of
 // other networks, but stale ones, where there is a gateway; and the routes through other hosts, but stale ones and those on links of ours that go.
 func withRemote(have, want State, stale func(Object) bool) State {
 	out := maps.Clone(want)
-	fenced, routed, wanted := false, false, map[uint32]bool{}
+	tunnels, routed, wanted := false, false, map[uint32]bool{}
 	for _, w := range want {
 		switch w := w.(type) {
 		case Guard:
-			fenced = fenced || w.Rule == DropStrangers || w.Rule == NoTrack
+			tunnels = tunnels || w.Rule == DropStrangers || w.Rule == NoTrack
 		case Gateway:
 			routed = true
 		case Pool:
@@ -173,7 +173,7 @@ func withRemote(have, want State, stale func(Object) bool) State {
 	}
 	for k, h := range have {
 		if g, ok := h.(Guard); ok && g.Rule == Admit {
-			if _, ok := out[k]; !ok && fenced && (stale == nil || !stale(g)) {
+			if _, ok := out[k]; !ok && tunnels && (stale == nil || !stale(g)) {
 				g.Broken = false
 				out[k] = g
 			}
